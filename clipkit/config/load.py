@@ -1,0 +1,286 @@
+"""Defaults < YAML file < ``key=value`` → Config. jsonargparse does the typing; this file finds
+the mistakes it would report less plainly: unknown keys, duplicate keys, impossible values."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clipkit.config.schema import Config, SourceConfig
+from clipkit.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a run: the defaults, then the file, then the overrides.
+
+    Args:
+        path: a YAML file.
+        overrides: ``dotted.key=value`` each; the value is read as YAML.
+
+    Raises:
+        ConfigError: the file cannot be read, a key does not exist (the nearest is named), a
+            value has the wrong type, or values do not fit together.
+    """
+    tree = _read_yaml(Path(path))
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"{override}: not an override; write key=value, e.g. optim.lr=5e-4")
+        _set(tree, key, _parse_yaml(value, where=key))
+    return config_from_dict(tree, where=str(path))
+
+
+def config_from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
+    """Checks and types a tree of plain values; see :func:`load_config`."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    tree = _expand_sources(tree)
+    _check_keys(tree, Config, prefix="")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Config, None, sub_configs=False)
+    try:
+        parsed = parser.instantiate(parser.parse_object(tree))
+    except ArgumentError as error:
+        raise ConfigError(_plain(str(error), where)) from None
+    config = Config(**{f.name: parsed[f.name] for f in dataclasses.fields(Config)})
+    validate(config)
+    return config
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The resolved config as plain values: what :func:`config_from_dict` takes back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value
+
+    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML, in the order of the schema."""
+    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def validate(config: Config) -> None:
+    """Refuses values that are well typed and still cannot work, each in one line.
+
+    Raises:
+        ConfigError: names the key, the value, and what would do.
+    """
+    _check_numbers(config_to_dict(config))
+    train, data, model = config.train, config.data, config.model
+    if not data.train.path:
+        raise ConfigError("data.train: no source is named; give a file, folder, glob or URL")
+    if (train.epochs is None) == (train.steps is None):
+        found = "both are" if train.epochs is not None else "neither is"
+        raise ConfigError(f"train.epochs, train.steps: {found} set; set one, the other to null")
+    if model.pretrained is None:
+        size, patch = config.preprocess.image_size, model.vision.patch_size
+        if size % patch:
+            nearest = max(patch, round(size / patch) * patch)
+            raise ConfigError(
+                f"preprocess.image_size: {size} is not a multiple of model.vision.patch_size "
+                f"{patch}; use {nearest}"
+            )
+        for name, tower in (("vision", model.vision), ("text", model.text)):
+            heads = tower.heads or max(1, tower.width // 64)
+            if tower.width % heads:
+                raise ConfigError(
+                    f"model.{name}.heads: width {tower.width} does not divide by {heads} heads"
+                )
+    if not 0 <= data.augment.horizontal_flip <= 1:
+        raise ConfigError("data.augment.horizontal_flip: a probability, from 0 to 1")
+    low, high = data.augment.crop_scale
+    if not 0 < low <= high <= 1:
+        raise ConfigError(
+            f"data.augment.crop_scale: {[low, high]}; two shares of the area, 0 < low <= high <= 1"
+        )
+    ratio_low, ratio_high = data.augment.crop_ratio
+    if not 0 < ratio_low <= ratio_high:
+        raise ConfigError(
+            f"data.augment.crop_ratio: {[ratio_low, ratio_high]}; two ratios, 0 < low <= high"
+        )
+    if config.optim.min_lr > config.optim.lr:
+        raise ConfigError(f"optim.min_lr: {config.optim.min_lr} is above optim.lr")
+    for name in config.eval.splits or []:
+        if name not in data.evaluate:
+            raise ConfigError(
+                f"eval.splits: {name} is not in data.evaluate{_suggest(name, list(data.evaluate))}"
+            )
+
+
+# All other numbers must be above 0.
+_MAY_BE_ZERO = {
+    "seed",
+    "data.workers",
+    "data.max_skip_share",
+    "data.augment.horizontal_flip",
+    "eval.every",
+    "optim.min_lr",
+    "optim.weight_decay",
+    "optim.warmup_steps",
+    "model.vision.dropout",
+    "model.text.dropout",
+}
+
+
+def _check_numbers(tree: dict[str, Any], prefix: str = "") -> None:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            _check_numbers(value, f"{key}.")
+        elif isinstance(value, int | float):
+            zero = key in _MAY_BE_ZERO
+            if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+                raise ConfigError(
+                    f"{key}: {value}; it must be {'0 or more' if zero else 'above 0'}"
+                )
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys in silence; we refuse."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key} stands here twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _parse_yaml(text: str, *, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"{where}{line}: {problem}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        near = sorted(str(p) for p in Path("configs").glob("*.yaml"))
+        known = f"; there are {', '.join(near)}" if near else ""
+        raise ConfigError(f"{path}: no such config file{known}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    tree = _parse_yaml(text, where=str(path))
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a config is a mapping of keys, this is a {type(tree).__name__}")
+    return tree
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for depth, name in enumerate(parents):
+        node = tree.get(name)
+        if isinstance(node, str) and _is_source(parents[: depth + 1]):
+            node = {"path": node}
+        if node is None:
+            node = {}
+        if not isinstance(node, dict):
+            raise ConfigError(f"{dotted}: {'.'.join(parents[: depth + 1])} has no keys below it")
+        tree[name] = tree = node
+    if isinstance(value, str) and _is_source([*parents, last]) and isinstance(tree.get(last), dict):
+        tree = tree[last]
+        last = "path"
+    tree[last] = value
+
+
+def _is_source(parts: Sequence[str]) -> bool:
+    return list(parts) == ["data", "train"] or (
+        len(parts) == 3 and list(parts[:2]) == ["data", "evaluate"]
+    )
+
+
+def _expand_sources(tree: dict[str, Any]) -> dict[str, Any]:
+    """``train: data/*.tar`` is short for ``train: {path: data/*.tar}``."""
+    data = tree.get("data")
+    if not isinstance(data, dict):
+        return tree
+    data = dict(data)
+    if isinstance(data.get("train"), str):
+        data["train"] = {"path": data["train"]}
+    if isinstance(data.get("evaluate"), dict):
+        data["evaluate"] = {
+            str(name): {"path": value} if isinstance(value, str) else value
+            for name, value in data["evaluate"].items()
+        }
+    return {**tree, "data": data}
+
+
+def _check_keys(tree: Any, schema: Any, *, prefix: str) -> None:
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{prefix.rstrip('.') or 'config'}: a mapping of keys is wanted, got {tree!r}"
+        )
+    hints = typing.get_type_hints(schema)
+    for key, value in tree.items():
+        if key not in hints:
+            siblings = [f"{prefix}{name}" for name in hints]
+            near = _suggest(f"{prefix}{key}", siblings) or _suggest(
+                f"{prefix}{key}", list(_all_keys(Config))
+            )
+            raise ConfigError(f"{prefix}{key}: no such key.{near}")
+        if value is None and not _optional(hints[key]):
+            raise ConfigError(f"{prefix}{key}: it has no value; give one or leave the key out")
+        kind = hints[key]
+        if dataclasses.is_dataclass(kind):
+            _check_keys(value, kind, prefix=f"{prefix}{key}.")
+        elif kind == dict[str, SourceConfig] and isinstance(value, dict):
+            for name, source in value.items():
+                _check_keys(source, SourceConfig, prefix=f"{prefix}{key}.{name}.")
+
+
+def _all_keys(schema: Any, prefix: str = "") -> typing.Iterator[str]:
+    for name, kind in typing.get_type_hints(schema).items():
+        yield f"{prefix}{name}"
+        if dataclasses.is_dataclass(kind):
+            yield from _all_keys(kind, f"{prefix}{name}.")
+
+
+def _suggest(wrong: str, known: list[str]) -> str:
+    """`` Did you mean x?``: by the last part of the dotted name, or by the whole of it."""
+    last = wrong.rsplit(".", 1)[-1]
+    by_last = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
+    near = [by_last[n] for n in difflib.get_close_matches(last, list(by_last), n=1)]
+    near = near or difflib.get_close_matches(wrong, known, n=1, cutoff=0.75)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _optional(kind: Any) -> bool:
+    return type(None) in typing.get_args(kind)
+
+
+def _plain(message: str, where: str) -> str:
+    """jsonargparse's two or three lines as one of ours."""
+    found = re.search(
+        r'Parser key "(?P<key>[^"]+)":\s*(?P<what>.*?)\.? Got value: (?P<got>.*)', message, re.S
+    )
+    if not found:
+        return f"{where}: {' '.join(message.split())}"
+    what = re.sub(r"<class '([^']+)'>", r"\1", " ".join(found["what"].split()))
+    what = what.replace("typing.", "").replace("Expected a ", "expected ")
+    got = " ".join(found["got"].split())
+    return f"{found['key']}: {what}, got {got[:80]}"

@@ -1,0 +1,166 @@
+"""Every option of a run, typed, on one page. A YAML file sets them; ``key=value`` overrides.
+
+A field's comment is its documentation. ``batch_size`` is global, over all ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class SourceConfig:
+    """Where image-text pairs come from."""
+
+    # A file, a folder, a glob (``train-*.tar``), a brace range (``train-{000..127}.tar``), any
+    # fsspec URL of these, or ``hf://datasets/owner/name`` for what ``datasets`` loads.
+    path: str = ""
+    format: Literal["auto", "webdataset", "parquet", "table", "folder", "datasets"] = "auto"
+    # The tar member or column that holds the image, and the caption; found by its usual names
+    # where it is not given. ``json.name`` reads a field of a ``.json`` member or a struct.
+    image: str | None = None
+    caption: str | None = None
+    # The split to take, for ``datasets`` sources.
+    split: str = "train"
+
+
+@dataclass
+class PreprocessConfig:
+    """How raw pairs become tensors: it travels with the weights, so that embedding can never
+    differ from training."""
+
+    image_size: int = 224  # pixels, square
+    # ``crop``: shortest edge to image_size, then the centre. ``squash``: both edges, no crop.
+    resize: Literal["crop", "squash"] = "crop"
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    # A folder or hub name for AutoTokenizer; none: a CLIP-compatible BPE is trained on the
+    # captions at the first start and saved with the run.
+    tokenizer: str | None = None
+    vocab_size: int = 8192  # at most, of a tokenizer trained here
+    context_length: int = 77  # tokens, start and end included
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of training images, a function of (seed, position)."""
+
+    crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the area that is kept
+    crop_ratio: tuple[float, float] = (0.75, 1.3333333)  # width : height
+    horizontal_flip: float = 0.0  # probability; captions may speak of left and right
+
+
+@dataclass
+class DataConfig:
+    """What is read, and in which order."""
+
+    train: SourceConfig = field(default_factory=SourceConfig)
+    # Splits by name, for evaluation while training and after it.
+    evaluate: dict[str, SourceConfig] = field(default_factory=dict)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    workers: int = 2  # loader processes a rank; 0: in the training process
+    # The order: an epoch's chunks of ``shuffle_chunk`` neighbouring samples are permuted and
+    # laid end to end over ``lanes`` readers; each reads its part through windows of
+    # ``shuffle_window`` samples, each permuted. Larger is better mixed; smaller reads more
+    # sequentially.
+    lanes: int = 8
+    shuffle_chunk: int = 64
+    shuffle_window: int = 4096
+    max_image_pixels: int = 64_000_000  # larger images are skipped before they are decoded
+    max_skip_share: float = 0.05  # of the samples seen; above it the run ends with exit 3
+
+
+@dataclass
+class TowerConfig:
+    """A transformer encoder; heads are width / 64 where they are not given."""
+
+    width: int = 512
+    layers: int = 12
+    heads: int | None = None
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0  # on attention weights, the one place CLIPModel has it
+
+
+@dataclass
+class VisionConfig(TowerConfig):
+    """A Vision Transformer (https://arxiv.org/abs/2010.11929)."""
+
+    width: int = 768
+    patch_size: int = 32
+
+
+@dataclass
+class ModelConfig:
+    """Two towers into one space: a transformers CLIPModel, new or from a folder."""
+
+    # A Hugging Face folder or hub name to start from; the sizes below are then its own.
+    pretrained: str | None = None
+    # ``vision`` freezes the image tower, as in LiT (https://arxiv.org/abs/2111.07991).
+    freeze: Literal["none", "vision", "text"] = "none"
+    embed_dim: int = 512
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TowerConfig = field(default_factory=TowerConfig)
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    # How attention is computed; auto: SDPA on a GPU, plain batched matmuls on a CPU, where
+    # SDPA's bf16 backward is several times slower at these lengths.
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+
+
+@dataclass
+class LossConfig:
+    """InfoNCE over the global batch, in float32."""
+
+    init_temperature: float = 0.07
+    max_scale: float = 100.0  # logit_scale is clamped to its logarithm after each step
+
+
+@dataclass
+class OptimConfig:
+    """AdamW (https://arxiv.org/abs/1711.05101), linear warm-up, cosine decay to ``min_lr``."""
+
+    lr: float = 5e-4
+    min_lr: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.2  # not on norms, biases, embeddings of one dimension, logit_scale
+    warmup_steps: int = 100
+    grad_clip: float | None = 1.0  # largest gradient norm
+
+
+@dataclass
+class TrainConfig:
+    """How long, how big, how precise; what is saved and shown."""
+
+    batch_size: int = 256  # global, over all ranks
+    epochs: float | None = None  # one of epochs and steps
+    steps: int | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    save_every: int = 500  # steps
+    keep: int = 2  # checkpoints; the newest
+    log_every: int = 10  # steps
+    trackers: list[str] = field(default_factory=list)  # of accelerate: tensorboard, wandb …
+
+
+@dataclass
+class EvalConfig:
+    """Retrieval on ``data.evaluate`` while training."""
+
+    every: int = 0  # steps; 0: only at the end
+    batch_size: int = 256  # images or texts at a time on a rank
+    splits: list[str] | None = None  # names in data.evaluate; none: all
+
+
+@dataclass
+class Config:
+    """One run. ``clipkit train CONFIG --print-config`` prints it whole."""
+
+    output: str = "runs/default"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)

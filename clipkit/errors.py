@@ -1,0 +1,42 @@
+"""Errors a user may meet, each with the exit code its command ends with.
+
+A message says where, what, and what to do. The command line prints it as one line; the
+exit codes are part of the interface: 0 done · 2 usage or config · 3 data · 4 checkpoint or
+run folder · 5 non-finite training · 75 preempted, run the same command again.
+"""
+
+from __future__ import annotations
+
+
+class ClipkitError(ValueError):
+    """Base of all errors meant for a user; a ``ValueError``, as for any bad input."""
+
+    exit_code = 2
+
+
+class ConfigError(ClipkitError):
+    """A key, value or combination in a config or on the command line."""
+
+
+class DataError(ClipkitError):
+    """A data set that is missing, empty, damaged, or loses too many samples."""
+
+    exit_code = 3
+
+
+class CheckpointError(ClipkitError):
+    """A model, checkpoint, store or run folder that cannot be read, or does not fit."""
+
+    exit_code = 4
+
+
+class NonFiniteError(ClipkitError):
+    """Training met NaN or Inf more often than it may."""
+
+    exit_code = 5
+
+
+class Preempted(ClipkitError):
+    """Training was asked to stop and saved; running the same command resumes it."""
+
+    exit_code = 75

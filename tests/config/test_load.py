@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clipkit.config import (
+    SourceConfig,
+    config_from_dict,
+    config_to_dict,
+    dump_config,
+    load_config,
+)
+from clipkit.errors import ConfigError
+
+MINIMAL = "data: {train: pairs.csv}\ntrain: {steps: 10}\n"
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_defaults_yield_to_the_file_and_the_file_to_overrides(config_file: Path) -> None:
+    config_file.write_text(MINIMAL + "optim: {lr: 2e-3, weight_decay: 0.3}\n")
+    config = load_config(config_file, ["optim.lr=5e-4"])
+    assert config.optim.lr == 5e-4
+    assert config.optim.weight_decay == 0.3
+    assert config.optim.eps == 1e-6
+
+
+def test_a_number_written_1e_3_is_a_float(config_file: Path) -> None:
+    # YAML 1.1 reads 1e-3 as text.
+    config_file.write_text(MINIMAL + "optim: {lr: 1e-3}\n")
+    assert load_config(config_file).optim.lr == 0.001
+
+
+def test_a_source_may_be_written_as_its_path(config_file: Path) -> None:
+    config = load_config(config_file, ["data.evaluate.dev=dev.csv", "data.train.caption=title"])
+    assert config.data.train == SourceConfig(path="pairs.csv", caption="title")
+    assert config.data.evaluate == {"dev": SourceConfig(path="dev.csv")}
+
+
+def test_the_resolved_config_is_read_back_as_it_was(config_file: Path) -> None:
+    config = load_config(config_file, ["model.vision.width=256", "preprocess.mean=[0.1,0.2,0.3]"])
+    assert config_from_dict(yaml.safe_load(dump_config(config))) == config
+    assert config_from_dict(config_to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", "optim.lrr: no such key. Did you mean optim.lr?"),
+        ("lr=1", "lr: no such key. Did you mean optim.lr?"),
+        ("optm.lr=1", "optm: no such key. Did you mean optim?"),
+        ("data.evaluate.dev.pth=x", "data.evaluate.dev.pth: no such key. Did you mean"),
+        ("optim.lr=fast", "optim.lr: expected float, got fast"),
+        ("train.batch_size=2.5", "train.batch_size: expected int, got 2.5"),
+        ("train.precision=bf17", "train.precision: expected Literal"),
+        ("preprocess.mean=[1,2]", "preprocess.mean: expected tuple with 3 elements"),
+        ("seed=null", "seed: it has no value"),
+        ("data=3", "data: a mapping of keys is wanted"),
+        ("train.batch_size=0", "train.batch_size: 0; it must be above 0"),
+        ("optim.lr=.nan", "optim.lr: nan; it must be above 0"),
+        ("data.workers=-1", "data.workers: -1; it must be 0 or more"),
+        ("train.epochs=3", "train.epochs, train.steps: both are set"),
+        ("train.steps=null", "train.epochs, train.steps: neither is set"),
+        ("preprocess.image_size=100", "is not a multiple of model.vision.patch_size 32; use 96"),
+        ("model.text.heads=7", "model.text.heads: width 512 does not divide by 7"),
+        ("data.augment.crop_scale=[0.9,0.5]", "data.augment.crop_scale"),
+        ("optim.min_lr=1", "optim.min_lr: 1.0 is above optim.lr"),
+        ("eval.splits=[dev]", "eval.splits: dev is not in data.evaluate"),
+        ("optim.lr", "optim.lr: not an override; write key=value"),
+        ("optim.lr=[", "optim.lr, line 1"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(
+    config_file: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {lr: 1}\noptim: {lr: 2}\n", "the key optim stands here twice"),
+        ("optim:\n  lr: 1\n  lr: 2\n", "line 3: the key lr stands here twice"),
+        ("output: !!python/object/apply:os.system ['touch owned']\n", "python/object"),
+        ("- a\n- b\n", "a config is a mapping of keys"),
+        ("a: b: c\n", "line 1"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(
+    config_file: Path, text: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(config_file.parent)
+    config_file.write_text(text)
+    with pytest.raises(ConfigError, match=r"run\.yaml") as caught:
+        load_config(config_file)
+    assert message in str(caught.value)
+    assert not (config_file.parent / "owned").exists()
+
+
+def test_a_missing_config_file_names_those_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.yaml").write_text(MINIMAL)
+    with pytest.raises(ConfigError, match=r"no such config file; there are configs.mine\.yaml"):
+        load_config("configs/mien.yaml")
+
+
+def test_shipped_configs_are_valid(root: Path) -> None:
+    configs = sorted((root / "configs").glob("*.yaml"))
+    assert configs
+    for path in configs:
+        overrides = []
+        if "FOLDER" in path.read_text():
+            overrides = ["data.train=pairs.csv"]
+        load_config(path, overrides)
+        assert path.read_text().startswith("# clipkit train configs/"), path
