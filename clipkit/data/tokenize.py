@@ -1,0 +1,205 @@
+"""Captions → token ids: a CLIP-compatible tokenizer trained on one's own captions, or any other.
+
+The tokenizer made here is transformers' own ``CLIPTokenizer``: saved beside a model, it comes
+back from ``AutoTokenizer`` with the same ids and none of our code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoTokenizer, CLIPTokenizer
+
+from clipkit.errors import CheckpointError, ConfigError
+from clipkit.hub import find_folder, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+# Loader workers are forked after this process has tokenized, and the tokenizer's threads do not
+# survive that: it would warn in every worker. A batch of captions needs no threads.
+_THREADS = "TOKENIZERS_PARALLELISM"
+_chosen_by_user = _THREADS in os.environ
+os.environ.setdefault(_THREADS, "false")
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+MAX_CHARACTERS = 10_000
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_INVISIBLE = dict.fromkeys([0x0000, 0xFEFF])  # NUL, and the byte order mark of text files
+
+
+def clean_caption(text: str | None) -> str | None:
+    """The caption as it is tokenized, or None where there is none.
+
+    NFC; runs of whitespace become one space; NUL and byte order marks are removed; halves of
+    surrogate pairs, as broken JSON holds them, are joined or replaced; at most 10,000
+    characters.
+    """
+    if text is None:
+        return None
+    text = text[:1_000_000]  # a bound on the work, far above what is kept
+    if _SURROGATES.search(text):
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    text = unicodedata.normalize("NFC", " ".join(text.translate(_INVISIBLE).split()))
+    return text[:MAX_CHARACTERS].rstrip() or None
+
+
+def train_tokenizer(
+    captions: Iterable[str], *, vocab_size: int, context_length: int
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE in CLIP's layout, trained on captions in any language.
+
+    The vocabulary is 256 bytes, the 256 bytes again as ends of words, the merges, the start
+    and the end token; every text has ids and comes back from them (lower-cased, and with
+    spaces between words and punctuation, as CLIP has it). The same captions give the same
+    vocabulary, whatever their order.
+
+    Args:
+        captions: texts, read once.
+        vocab_size: tokens at most; fewer where the captions hold no more pairs seen twice.
+        context_length: tokens a text may have, start and end included.
+
+    Raises:
+        ConfigError: ``vocab_size`` has no room for the byte alphabet.
+
+    Reference: CLIP, https://arxiv.org/abs/2103.00020, section 2.4; byte-level BPE,
+    https://arxiv.org/abs/1508.07909.
+    """
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = letters + [letter + "</w>" for letter in letters]
+    if vocab_size < len(alphabet) + 2:
+        raise ConfigError(
+            f"preprocess.vocab_size: {vocab_size} is less than the {len(alphabet) + 2} tokens that "
+            "the bytes, the start and the end take; use 1024 or more."
+        )
+    backend = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    pattern = _clip_tokenizer(alphabet, [], context_length).backend_tokenizer
+    backend.normalizer, backend.pre_tokenizer = pattern.normalizer, pattern.pre_tokenizer
+    trainer = BpeTrainer(
+        vocab_size=vocab_size - 2,
+        min_frequency=2,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+        # As special tokens they get their ids before the captions are read. Otherwise the ids of
+        # the ends of words follow the order of a hash map, other in every process, and with
+        # them every tie between two pairs that are equally frequent.
+        special_tokens=alphabet,
+    )
+    with _threads():
+        backend.train_from_iterator(_chunks(captions, 1000), trainer)
+    merges = [tuple(merge) for merge in json.loads(backend.to_str())["model"]["merges"]]
+    return _clip_tokenizer(alphabet, merges, context_length)
+
+
+def load_tokenizer(name_or_folder: str, *, context_length: int) -> PreTrainedTokenizerBase:
+    """Any tokenizer that ``AutoTokenizer`` loads without running code from its folder.
+
+    Raises:
+        CheckpointError: there is none, or it needs code of its own.
+    """
+    find_folder(name_or_folder, what="a tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever the first broken file leads to
+        raise CheckpointError(
+            f"{name_or_folder}: no tokenizer could be loaded ({first_line(error)}); name a folder "
+            "or hub repository with tokenizer.json, or leave preprocess.tokenizer out to train one."
+        ) from error
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"{name_or_folder}: {type(tokenizer).__name__} is a tokenizer in pure Python, which is "
+            "too slow to train with; convert it to a tokenizer.json, or name another."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    # Set as init_kwargs too, which are what save_pretrained writes.
+    settings = {
+        "model_max_length": context_length,
+        "padding_side": "right",
+        "truncation_side": "right",
+        "split_special_tokens": True,
+    }
+    for name, value in settings.items():
+        setattr(tokenizer, name, value)
+    tokenizer.init_kwargs.update(settings)
+    return tokenizer
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, context_length: int
+) -> tuple[Tensor, int]:
+    """Token ids of a batch, and how many of its texts were cut.
+
+    A text that is too long keeps its start and end tokens. What looks like a special token in
+    a text is text.
+
+    Returns:
+        (B, L) int64, L the longest text of the batch and at most ``context_length``; the
+        number of texts that were cut.
+    """
+    if not texts:
+        return torch.zeros((0, 0), dtype=torch.int64), 0
+    encoded = tokenizer(
+        list(texts),
+        padding="longest",
+        padding_side="right",
+        truncation=True,
+        max_length=context_length,
+        return_attention_mask=False,
+        split_special_tokens=True,
+        verbose=False,
+    )
+    cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+    return torch.tensor(encoded["input_ids"], dtype=torch.int64), cut
+
+
+def _clip_tokenizer(
+    alphabet: list[str], merges: list[tuple[str, ...]], context_length: int
+) -> CLIPTokenizer:
+    """CLIPTokenizer over ``alphabet`` and what ``merges`` make of it; start and end come last."""
+    # Two merges can make one token ("a"+"bc", "ab"+"c"), hence the dictionary.
+    tokens = list(dict.fromkeys([*alphabet, *("".join(merge) for merge in merges), START, END]))
+    return CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(tokens)},
+        merges=merges,
+        bos_token=START,
+        eos_token=END,
+        unk_token=END,  # never used: the alphabet has every byte
+        # CLIP pools the first end token and attends backwards only, so padding with the end
+        # token changes nothing, whoever runs the model.
+        pad_token=END,
+        model_max_length=context_length,
+        padding_side="right",
+        truncation_side="right",
+        split_special_tokens=True,
+    )
+
+
+@contextmanager
+def _threads() -> Iterator[None]:
+    """All cores, for the one long task; unless the user decided."""
+    before = os.environ[_THREADS]
+    if not _chosen_by_user:
+        os.environ[_THREADS] = "true"
+    try:
+        yield
+    finally:
+        os.environ[_THREADS] = before
+
+
+def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

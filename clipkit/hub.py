@@ -1,0 +1,39 @@
+"""A folder, or a name on the Hugging Face hub: which of them a user meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipkit.errors import CheckpointError
+
+
+def find_folder(folder_or_name: str, *, what: str) -> Path | None:
+    """The folder, or None for what can only be a hub name.
+
+    A misspelt path would otherwise be looked up on the hub, with half a minute of retries
+    where there is no network.
+
+    Args:
+        folder_or_name: as the user gave it.
+        what: what the folder should hold, for the message: ``a model``.
+
+    Raises:
+        CheckpointError: a path was meant, and there is nothing.
+    """
+    folder = Path(folder_or_name)
+    if folder.is_dir():
+        return folder
+    # Hub names are owner/name, or name alone for the oldest.
+    is_path = (
+        folder.is_absolute() or folder_or_name.startswith((".", "~")) or "\\" in folder_or_name
+    )
+    beside_others = len(folder.parts) == 2 and folder.parent.is_dir()
+    if is_path or beside_others or len(folder.parts) > 2:
+        problem = "a file, not a folder" if folder.exists() else "no such folder"
+        raise CheckpointError(f"{folder}: {problem}; name one that holds {what}.")
+    return None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, to be quoted in one of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,291 @@
+"""A DualEncoder ↔ a Hugging Face folder, which others load with none of our code.
+
+The folder serves transformers' AutoModel, AutoProcessor and pipelines, and SentenceTransformer.
+Only safetensors and JSON are read: no pickle, and no code from a folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, CLIPModel
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import logging as transformers_logging
+
+from clipkit.config.schema import PreprocessConfig
+from clipkit.errors import CheckpointError
+from clipkit.hub import find_folder, first_line
+from clipkit.models.card import default_card
+from clipkit.models.dual_encoder import DualEncoder, resolve_attention
+from clipkit.models.processor import image_geometry, image_processor, triple
+
+if TYPE_CHECKING:
+    from transformers import CLIPConfig, PreTrainedTokenizerBase
+
+
+def save_model(
+    model: DualEncoder,
+    folder: Path,
+    preprocess: PreprocessConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    card: str | None = None,
+) -> None:
+    """Writes the model with all it needs to embed; replaces a model that is there.
+
+    It is written aside and renamed, so that ``folder`` is at no time half a model.
+
+    Args:
+        folder: the folder to make; its parents are made too.
+        preprocess: how the model's images and texts were made into tensors.
+        tokenizer: the one it was trained with.
+        card: the text of README.md; none: a short one is written.
+
+    Raises:
+        CheckpointError: ``folder`` is there and is no model.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+        raise CheckpointError(
+            f"{folder}: it holds files but no model (no config.json), and would be replaced; "
+            "name another folder or empty this one."
+        )
+    aside, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        with _quiet():
+            model.backbone.save_pretrained(aside)
+        image_processor(preprocess).save_pretrained(aside)
+        _for_saving(tokenizer, preprocess).save_pretrained(aside)
+        for name, content in _SENTENCE_TRANSFORMER.items():
+            (aside / name).parent.mkdir(exist_ok=True)
+            (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        text = card if card is not None else default_card(model, preprocess, folder.name)
+        (aside / "README.md").write_text(text, encoding="utf-8")
+        _sync(aside)
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_model(
+    folder_or_name: str, *, attention: str = "auto", dtype: torch.dtype | None = None
+) -> DualEncoder:
+    """Any CLIP model in a Hugging Face folder or on the hub; on the CPU, in evaluation mode.
+
+    Args:
+        folder_or_name: a folder that ``save_model`` wrote or any other, or a hub name.
+        attention: ``auto``, ``eager`` or ``sdpa``; see ``resolve_attention``.
+        dtype: of the towers; none: float32. ``logit_scale`` is float32 always.
+
+    Raises:
+        CheckpointError: nothing there, no CLIP model, weights missing or pickled, or
+            preprocessing that cannot be reproduced exactly.
+    """
+    preprocess = load_preprocess(folder_or_name)
+    backbone = load_backbone(folder_or_name, attention=attention, dtype=dtype)
+    size = backbone.config.vision_config.image_size
+    if size != preprocess.image_size:
+        raise CheckpointError(
+            f"{folder_or_name}: preprocessor_config.json makes images of {preprocess.image_size} "
+            f"pixels, config.json says {size}; correct one of them."
+        )
+    return DualEncoder(backbone.eval(), preprocess.mean, preprocess.std)
+
+
+def load_backbone(
+    folder_or_name: str, *, attention: str = "auto", dtype: torch.dtype | None = None
+) -> CLIPModel:
+    """transformers' CLIPModel with every weight from the folder; see ``load_model``."""
+    _check_folder(folder_or_name)
+    try:
+        with _quiet():
+            config = _load_config(folder_or_name)
+            backbone, report = CLIPModel.from_pretrained(
+                folder_or_name,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation=resolve_attention(attention),
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers and safetensors raise many kinds
+        raise CheckpointError(
+            f"{folder_or_name}: the weights cannot be loaded ({first_line(error)}); "
+            "copy or download the folder again."
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(
+            f"{folder_or_name}: {len(missing)} of the weights are missing, {missing[0]} among "
+            "them; is it a whole CLIPModel? Copy or download the folder again."
+        )
+    if dtype is not None:
+        # bf16 rounds logit_scale by up to 0.8%, and so the sharpness of every softmax.
+        scale = backbone.logit_scale.detach().clone()
+        backbone.to(dtype).logit_scale.data = scale
+    return backbone
+
+
+def load_preprocess(folder_or_name: str) -> PreprocessConfig:
+    """How a model's images and texts are made into tensors, read from its folder.
+
+    The tokenizer is the folder's own: ``tokenizer`` is None and ``vocab_size`` what the model
+    has. The rest is what ``save_model`` was given, bit for bit.
+
+    Raises:
+        CheckpointError: nothing there, or steps other than those of ``eval_transform``.
+    """
+    _check_folder(folder_or_name)
+    config = _load_config(folder_or_name)
+    try:
+        with _quiet():
+            processor = AutoImageProcessor.from_pretrained(folder_or_name, trust_remote_code=False)
+            texts = get_tokenizer_config(folder_or_name)
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder_or_name}: no image processor could be loaded ({first_line(error)}); "
+            "the folder needs a preprocessor_config.json."
+        ) from error
+    image_size, resize = image_geometry(folder_or_name, processor)
+    positions = config.text_config.max_position_embeddings
+    return PreprocessConfig(
+        image_size=image_size,
+        resize="crop" if resize == "crop" else "squash",
+        mean=triple(folder_or_name, "image_mean", processor.image_mean),
+        std=triple(folder_or_name, "image_std", processor.image_std),
+        tokenizer=None,
+        vocab_size=config.text_config.vocab_size,
+        context_length=min(int(texts.get("model_max_length") or positions), positions),
+    )
+
+
+# What SentenceTransformer (6 and later) reads beside the files of transformers.
+_SENTENCE_TRANSFORMER: dict[str, Any] = {
+    "modules.json": [
+        {
+            "idx": 0,
+            "name": "0",
+            "path": "",
+            "type": "sentence_transformers.base.modules.transformer.Transformer",
+        },
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Normalize",
+            "type": "sentence_transformers.base.modules.normalize.Normalize",
+        },
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            "text": {"method": "get_text_features", "method_output_name": "pooler_output"},
+            "image": {"method": "get_image_features", "method_output_name": "pooler_output"},
+        },
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "similarity_fn_name": "cosine",
+    },
+    "1_Normalize/config.json": {"module_input_name": "sentence_embedding"},
+}
+
+
+def _for_saving(
+    tokenizer: PreTrainedTokenizerBase, preprocess: PreprocessConfig
+) -> PreTrainedTokenizerBase:
+    """A copy that, loaded by others, cuts and pads and treats special tokens as ours."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = preprocess.context_length
+    tokenizer.split_special_tokens = True
+    tokenizer.init_kwargs.update(
+        model_max_length=preprocess.context_length,
+        split_special_tokens=True,
+        padding_side="right",
+        truncation_side="right",
+    )
+    for passing in ("is_local", "local_files_only", "_commit_hash"):  # of how it was loaded
+        tokenizer.init_kwargs.pop(passing, None)
+    return tokenizer
+
+
+def _check_folder(folder_or_name: str) -> None:
+    """Says in a sentence what transformers says in twenty lines, or not at all."""
+    folder = find_folder(folder_or_name, what="a model")
+    if folder is None:
+        return
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: there is no config.json; name the folder of a model, "
+            "such as the model folder of a run."
+        )
+    if any((folder / f"model.safetensors{suffix}").is_file() for suffix in ("", ".index.json")):
+        return
+    if any(folder.glob("*.bin")):
+        raise CheckpointError(
+            f"{folder}: the weights are pickled (.bin), and a pickle can run code; if you trust "
+            'them, convert them once with: python -c "from transformers import CLIPModel; '
+            f"CLIPModel.from_pretrained('{folder}').save_pretrained('{folder}')\""
+        )
+    raise CheckpointError(
+        f"{folder}: there are no weights (model.safetensors); copy or download the folder again."
+    )
+
+
+def _load_config(folder_or_name: str) -> CLIPConfig:
+    try:
+        config = AutoConfig.from_pretrained(folder_or_name, trust_remote_code=False)
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder_or_name}: no model could be loaded ({first_line(error)}); name a folder, "
+            "or a hub repository where there is a network."
+        ) from error
+    if config.model_type != "clip":
+        raise CheckpointError(
+            f"{folder_or_name}: it is a {config.model_type} model; clipkit loads clip models."
+        )
+    return config
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars and reports of transformers, which have their say as errors."""
+    bars, verbosity = (
+        transformers_logging.is_progress_bar_enabled(),
+        transformers_logging.get_verbosity(),
+    )
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _sync(folder: Path) -> None:
+    """Every file of a folder on the disk, not only in its cache, before it gets its name."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
