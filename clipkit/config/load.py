@@ -100,6 +100,11 @@ def validate(config: Config) -> None:
                 raise ConfigError(
                     f"model.{name}.heads: width {tower.width} does not divide by {heads} heads"
                 )
+    if data.holdout >= 1:
+        raise ConfigError(f"data.holdout: {data.holdout}; a share of the samples, below 1")
+    splits = [*data.evaluate, *(["holdout"] if data.holdout else [])]
+    if len(set(splits)) < len(splits):
+        raise ConfigError("data.evaluate.holdout: data.holdout makes a split of that name")
     if not 0 <= data.augment.horizontal_flip <= 1:
         raise ConfigError("data.augment.horizontal_flip: a probability, from 0 to 1")
     low, high = data.augment.crop_scale
@@ -115,9 +120,9 @@ def validate(config: Config) -> None:
     if config.optim.min_lr > config.optim.lr:
         raise ConfigError(f"optim.min_lr: {config.optim.min_lr} is above optim.lr")
     for name in config.eval.splits or []:
-        if name not in data.evaluate:
+        if name not in splits:
             raise ConfigError(
-                f"eval.splits: {name} is not in data.evaluate{_suggest(name, list(data.evaluate))}"
+                f"eval.splits: {name} is not in data.evaluate.{_suggest(name, splits)}"
             )
 
 
@@ -125,6 +130,7 @@ def validate(config: Config) -> None:
 _MAY_BE_ZERO = {
     "seed",
     "data.workers",
+    "data.holdout",
     "data.max_skip_share",
     "data.augment.horizontal_flip",
     "eval.every",

@@ -58,6 +58,9 @@ class DataConfig:
     train: SourceConfig = field(default_factory=SourceConfig)
     # Splits by name, for evaluation while training and after it.
     evaluate: dict[str, SourceConfig] = field(default_factory=dict)
+    # This share of the training samples is held back, always the same ones, and evaluated as
+    # the split ``holdout``: for data that come with no split.
+    holdout: float = 0.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     workers: int = 2  # loader processes a rank; 0: in the training process
     # The order: an epoch's chunks of ``shuffle_chunk`` neighbouring samples are permuted and

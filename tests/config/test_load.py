@@ -72,6 +72,7 @@ def test_the_resolved_config_is_read_back_as_it_was(config_file: Path) -> None:
         ("model.text.heads=7", "model.text.heads: width 512 does not divide by 7"),
         ("data.augment.crop_scale=[0.9,0.5]", "data.augment.crop_scale"),
         ("optim.min_lr=1", "optim.min_lr: 1.0 is above optim.lr"),
+        ("data.holdout=1", "data.holdout: 1.0; a share of the samples, below 1"),
         ("eval.splits=[dev]", "eval.splits: dev is not in data.evaluate"),
         ("optim.lr", "optim.lr: not an override; write key=value"),
         ("optim.lr=[", "optim.lr, line 1"),

@@ -1,0 +1,243 @@
+"""Parquet files and whatever ``datasets`` loads → pairs, as memory-mapped Arrow.
+
+Images stay encoded (``Image(decode=False)``), so that one bad file cannot stop the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from clipkit.config.schema import SourceConfig
+from clipkit.data import files, reader
+from clipkit.data.reader import SampleError
+from clipkit.data.table import choose_columns, read_image
+from clipkit.errors import DataError
+from clipkit.types import Pair
+
+_SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
+
+
+def is_saved_dataset(folder: str) -> bool:
+    """Whether ``save_to_disk`` of ``datasets`` wrote this local folder."""
+    return any(os.path.exists(os.path.join(folder, name)) for name in _SAVED_BY_DATASETS)
+
+
+def open_parquet(source: SourceConfig, paths: list[str], *, progress: bool) -> DatasetReader:
+    """Pairs of Parquet files with image bytes, or with paths relative to them.
+
+    Raises:
+        DataError: a file is missing or no Parquet, or columns are.
+    """
+    import pyarrow.parquet
+
+    filled = []
+    for path in paths:
+        stat = files.stat(path)
+        if not files.is_url(path):
+            try:
+                if not pyarrow.parquet.read_metadata(path).num_rows:
+                    continue
+            except (ValueError, OSError) as error:
+                raise DataError(
+                    f"{path}: not a Parquet file, or cut short ({stat.size} bytes)."
+                ) from error
+        filled.append(path)
+    if not filled:
+        raise DataError(f"{source.path}: no usable row.")
+
+    def load(datasets: Any) -> Any:
+        return datasets.load_dataset("parquet", data_files=filled, split="train")
+
+    return DatasetReader(source, load, folder=files.parent(paths[0]), progress=progress)
+
+
+def open_dataset(source: SourceConfig, *, progress: bool) -> DatasetReader:
+    """Pairs of a folder that ``save_to_disk`` wrote, or of anything ``load_dataset`` takes.
+
+    Raises:
+        DataError: it cannot be loaded, has no such split, or lacks columns.
+    """
+    path = os.path.expanduser(source.path.removeprefix("hf://datasets/").rstrip("/"))
+
+    def load(datasets: Any) -> Any:
+        if not is_saved_dataset(path):
+            return datasets.load_dataset(path, split=source.split)
+        saved = datasets.load_from_disk(path)
+        if isinstance(saved, dict):
+            if source.split not in saved:
+                raise ValueError(f"no split {source.split!r}; there are {', '.join(saved)}")
+            return saved[source.split]
+        return saved
+
+    return DatasetReader(source, load, folder=path, progress=progress)
+
+
+class DatasetReader:
+    """Pairs of a map-style ``datasets.Dataset``; see ``Reader``.
+
+    Args:
+        source: ``image`` and ``caption`` name columns; ``a.b`` a field inside one.
+        load: given the ``datasets`` module, makes the dataset.
+        folder: what relative image paths are relative to.
+        progress: let ``datasets`` show its bars.
+
+    Raises:
+        DataError: loading failed, columns are missing, or no row is usable.
+    """
+
+    def __init__(
+        self, source: SourceConfig, load: Callable[[Any], Any], *, folder: str, progress: bool
+    ) -> None:
+        import datasets
+
+        self.source = source
+        self.dropped: dict[str, int] = {}
+        self.damage: list[str] = []
+        self._folder = folder
+        try:
+            with _quiet(datasets, progress):
+                loaded = load(datasets)
+        except Exception as error:  # datasets passes on whatever its many parts raise
+            raise DataError(f"{source.path}: cannot be loaded ({_cause(error)}).") from error
+        self._class_names: list[str] | None = None
+        self._image, self._caption = self._choose(loaded, datasets)
+        self._data = self._plain(loaded, datasets)
+        self._rows = self._usable()
+        self.shard_sizes = [len(self)]
+        if len(self) == 0:
+            why = ", ".join(f"{count} with {reason}" for reason, count in self.dropped.items())
+            raise DataError(f"{source.path}: no usable row{': ' + why if why else ''}.")
+        self.fingerprint = files.digest(
+            source.split, self._image, self._caption, str(loaded.features), len(loaded), len(self)
+        )
+
+    def __len__(self) -> int:
+        return len(self._data) if self._rows is None else len(self._rows)
+
+    def __getitem__(self, row: int) -> Pair:
+        record = self._data[self._number(row)]
+        value = reader.field_of(record, self._image) if self._image else None
+        name = value.get("path") if isinstance(value, dict) else value
+        key = name if isinstance(name, str) and name else f"{self._number(row):08d}"
+        return Pair(
+            key=key,
+            image=self._image_bytes(value),
+            caption=self._caption_of(record),
+            origin=self.locate(row),
+            metadata={k: v for k, v in record.items() if k not in (self._image, self._caption)},
+        )
+
+    def locate(self, row: int) -> str:
+        return f"{self.source.path}, row {self._number(row)}"
+
+    def captions(self) -> Iterator[str]:
+        if self._caption is None:
+            yield from [""] * len(self)
+            return
+        column = self._data.select_columns([self._caption.split(".")[0]])
+        for row in range(len(self)):
+            yield self._caption_of(column[self._number(row)]) or ""
+
+    def _number(self, row: int) -> int:
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return row if self._rows is None else int(self._rows[row])
+
+    def _choose(self, loaded: Any, datasets: Any) -> tuple[str | None, str | None]:
+        features, columns = loaded.features, list(loaded.column_names)
+        classes = [n for n in columns if isinstance(features[n], datasets.ClassLabel)]
+        source = SourceConfig(image=self.source.image, caption=self.source.caption)
+        if source.image is None:  # a column of this type needs no usual name
+            images = [n for n in columns if isinstance(features[n], datasets.Image)]
+            source.image = images[0] if images else None
+        usual = {name.lower() for name in columns}.intersection(reader.CAPTION_COLUMNS)
+        if source.caption is None and not usual and classes:
+            source.caption = classes[0]
+        if source.caption in classes:
+            self._class_names = list(features[source.caption].names)
+        return choose_columns(source, columns, self.source.path)
+
+    def _plain(self, loaded: Any, datasets: Any) -> Any:
+        """Only columns that are cheap to read, images undecoded."""
+        image = self._image.split(".")[0] if self._image else None
+        if image and isinstance(loaded.features[image], datasets.Image):
+            loaded = loaded.cast_column(image, datasets.Image(decode=False))
+        wanted = {image, self._caption.split(".")[0] if self._caption else None}
+        keep = [
+            name
+            for name, feature in loaded.features.items()
+            if name in wanted
+            or (isinstance(feature, datasets.Value) and feature.dtype not in _BULKY)
+            or isinstance(feature, datasets.ClassLabel)
+        ]
+        return loaded.select_columns(keep).with_format(None)
+
+    def _usable(self) -> np.ndarray | None:
+        """Rows whose caption is there, or None where all are; only texts are looked at."""
+        if self._caption is None or "." in self._caption or self._class_names is not None:
+            return None
+        import pyarrow
+        import pyarrow.compute as compute
+
+        column = self._data.with_format("arrow").select_columns([self._caption])
+        keep: list[np.ndarray] = []
+        for table in column.iter(batch_size=10_000):
+            texts = table.column(0)
+            there = compute.fill_null(compute.is_valid(texts), False)
+            if pyarrow.types.is_string(texts.type) or pyarrow.types.is_large_string(texts.type):
+                length = compute.utf8_length(compute.utf8_trim_whitespace(texts))
+                there = compute.and_(there, compute.fill_null(compute.greater(length, 0), False))
+            keep.append(there.to_numpy())
+        usable = np.concatenate(keep) if keep else np.zeros(0, dtype=bool)
+        if usable.all():
+            return None
+        self.dropped["no caption"] = int((~usable).sum())
+        return np.flatnonzero(usable)
+
+    def _caption_of(self, record: dict[str, Any]) -> str | None:
+        value = reader.field_of(record, self._caption) if self._caption else None
+        if self._class_names is not None:
+            if isinstance(value, int) and 0 <= value < len(self._class_names):
+                return reader.class_caption(self._class_names[value])
+            return None  # -1 is "no label"
+        return reader.caption_text(value)
+
+    def _image_bytes(self, value: Any) -> bytes | None:
+        if isinstance(value, dict):
+            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        if isinstance(value, str):
+            return read_image(self._folder, value) if value else None
+        if value is None or isinstance(value, bytes):
+            return value
+        raise SampleError("no image in the image column")
+
+
+_BULKY = ("binary", "large_binary")
+
+
+@contextlib.contextmanager
+def _quiet(datasets: Any, progress: bool) -> Iterator[None]:
+    """No log lines, since what fails is said once, by our error; bars only where wanted."""
+    log = datasets.utils.logging
+    level, hide = log.get_verbosity(), not progress and not datasets.are_progress_bars_disabled()
+    log.set_verbosity(log.CRITICAL)
+    if hide:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if hide:
+            datasets.enable_progress_bars()
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what went wrong first; datasets wraps it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,275 @@
+"""Names → bytes: local files and fsspec URLs by one set of functions.
+
+Handles are opened lazily and kept per process: a handle opened before a fork is never used
+after it. Nothing here runs a shell, and names inside data sets are never paths here.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from clipkit.errors import DataError
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
+_MAX_OPEN_FILES = 128  # well below the usual limit of 1024 a process
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """A file's size in bytes, and a text that changes when the file does."""
+
+    size: int
+    tag: str
+
+
+def is_url(path: str) -> bool:
+    """Whether ``path`` goes through fsspec."""
+    return "://" in path or "::" in path
+
+
+def expand(path: str) -> list[str]:
+    """The files or folders that a path, glob or brace range names, sorted.
+
+    Raises:
+        DataError: a file of a brace range is missing, or a glob matches nothing.
+    """
+    if not is_url(path):
+        path = os.path.expanduser(path)
+        if os.path.exists(path):  # a name that only looks like a pattern
+            return [path]
+    names = sorted(set(_expand_braces(path)))
+    found: list[str] = []
+    for name in names:
+        if glob.has_magic(name.split("://")[-1]):
+            found += _glob(name)
+        else:
+            found.append(name)
+    if not found:
+        raise DataError(f"{path}: no file matches.")
+    return sorted(set(found))
+
+
+def kind(path: str) -> str | None:
+    """``file``, ``folder``, or None where there is nothing."""
+    if is_url(path):
+        fs, inner = _filesystem(path)
+        with _RemoteErrors(path):
+            try:
+                return "folder" if fs.info(inner)["type"] == "directory" else "file"
+            except FileNotFoundError:
+                return None
+    return "folder" if os.path.isdir(path) else "file" if os.path.exists(path) else None
+
+
+def walk(folder: str) -> list[str]:
+    """All files below a folder, relative to it with ``/``, sorted; hidden ones left out."""
+    if is_url(folder):
+        fs, inner = _filesystem(folder)
+        with _RemoteErrors(folder):
+            prefix = inner.rstrip("/") + "/"
+            names = [name[len(prefix) :] for name in fs.find(inner) if name.startswith(prefix)]
+    else:
+        names = []
+        for root, folders, files in os.walk(folder):
+            folders[:] = [name for name in folders if not _hidden(name)]
+            relative = os.path.relpath(root, folder)
+            base = "" if relative == "." else relative.replace(os.sep, "/") + "/"
+            names += [base + name for name in files]
+    return sorted(name for name in names if not any(map(_hidden, name.split("/"))))
+
+
+def join(folder: str, name: str) -> str:
+    """``name`` as seen from ``folder``; absolute names and URLs stay as they are."""
+    if is_url(name):
+        return name
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+
+
+def parent(path: str) -> str:
+    """The folder a file is in."""
+    return path.rsplit("/", 1)[0] if is_url(path) else os.path.dirname(path)
+
+
+def stat(path: str) -> FileStat:
+    """Size and tag of a file.
+
+    Raises:
+        DataError: it is missing or cannot be reached.
+    """
+    if is_url(path):
+        fs, inner = _filesystem(path)
+        with _RemoteErrors(path):
+            size = fs.info(inner)["size"]
+            if size is None:
+                raise DataError(f"{path}: the server does not say how large the file is.")
+            return FileStat(int(size), f"{size}-{fs.ukey(inner)}")
+    try:
+        _forget(path)  # a handle to a file that was replaced would go on reading the old one
+        info = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}.") from error
+    return FileStat(info.st_size, f"{info.st_size}-{info.st_mtime_ns}")
+
+
+def read(path: str, offset: int, size: int) -> bytes:
+    """At most ``size`` bytes from ``offset`` on; fewer only where the file ends.
+
+    Raises:
+        DataError: the file is missing, unreadable or cannot be reached.
+    """
+    if size <= 0:
+        return b""
+    if is_url(path):
+        fs, inner = _filesystem(path)
+        with _RemoteErrors(path):
+            data: bytes = fs.cat_file(inner, start=offset, end=offset + size)
+        if len(data) > size:
+            raise DataError(f"{path}: the server cannot send parts of a file; copy it first.")
+        return data
+    try:
+        return _pread(_handle(path), size, offset)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def read_all(path: str, limit: int) -> bytes:
+    """A whole small file, or its first ``limit`` + 1 bytes; not kept open.
+
+    Raises:
+        OSError: a local file is missing or unreadable.
+        DataError: a remote one.
+    """
+    if is_url(path):
+        fs, inner = _filesystem(path)
+        with _RemoteErrors(path), fs.open(inner, "rb") as file:
+            remote: bytes = file.read(limit + 1)
+            return remote
+    with open(path, "rb") as local:
+        return local.read(limit + 1)
+
+
+def cache_folder() -> Path:
+    """Where indexes live whose data sets cannot be written to."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "clipkit" / "index"
+
+
+def digest(*parts: object) -> str:
+    """A short hash of texts and numbers."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "replace")).hexdigest()[:32]
+
+
+class _Handles:
+    """Descriptors of one process by path; the least recently used are closed."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.open: OrderedDict[str, int] = OrderedDict()
+
+
+_handles = _Handles()
+
+
+def _handle(path: str) -> int:
+    global _handles
+    if _handles.pid != os.getpid():
+        for descriptor in _handles.open.values():  # copies that fork made
+            os.close(descriptor)
+        _handles = _Handles()
+    table = _handles.open
+    if path in table:
+        table.move_to_end(path)
+    else:
+        while len(table) >= _MAX_OPEN_FILES:
+            os.close(table.popitem(last=False)[1])
+        table[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    return table[path]
+
+
+def _forget(path: str) -> None:
+    if _handles.pid == os.getpid() and path in _handles.open:
+        os.close(_handles.open.pop(path))
+
+
+def _pread(descriptor: int, size: int, offset: int) -> bytes:
+    parts: list[bytes] = []
+    while size > 0:  # one read may return less, e.g. on network file systems
+        if hasattr(os, "pread"):
+            part = os.pread(descriptor, size, offset)
+        else:  # Windows
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            part = os.read(descriptor, size)
+        if not part:
+            break
+        parts.append(part)
+        size, offset = size - len(part), offset + len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _filesystem(path: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        fs, inner = fsspec.core.url_to_fs(path)  # fsspec keeps one a process
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{path}: {_first_line(error)}") from error
+    return fs, str(inner)
+
+
+class _RemoteErrors:
+    """Whatever a remote file system raises becomes one line that names the file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{self.path}: no such file.") from error
+        if isinstance(error, Exception) and not isinstance(error, DataError):
+            raise DataError(f"{self.path}: cannot be read ({_first_line(error)}).") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _glob(pattern: str) -> list[str]:
+    if not is_url(pattern):
+        return glob.glob(pattern, recursive=True)
+    fs, inner = _filesystem(pattern)
+    with _RemoteErrors(pattern):
+        return [fs.unstrip_protocol(name) for name in fs.glob(inner)]
+
+
+def _expand_braces(path: str) -> list[str]:
+    """``a{00..02}{x,y}`` → a00x, a00y, a01x …; numbers keep their leading zeros."""
+    pieces = _BRACES.split(path)  # text, braces, text, braces, … text
+    choices: list[list[str]] = []
+    for i, piece in enumerate(pieces):
+        if i % 2 == 0:
+            choices.append([piece])
+        elif numbers := _NUMBERS.fullmatch(piece):
+            first, last = numbers.groups()
+            if int(last) - int(first) > 10_000_000:
+                raise DataError(f"{path}: the range {{{piece}}} names over ten million files.")
+            span = range(int(first), int(last) + 1)
+            choices.append([str(n).zfill(len(first)) for n in span])
+        else:
+            choices.append(piece.split(","))
+    return ["".join(parts) for parts in product(*choices)]
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"

@@ -1,0 +1,136 @@
+"""A folder of image files → pairs.
+
+The captions are, whichever is there first: a text file beside each image (``cat.jpg``,
+``cat.txt``); ``metadata.csv`` or ``metadata.jsonl`` with the columns ``file_name`` and
+``text`` or ``caption``, in any folder and for the images below it; or the names of the
+folders the images are in, as class names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from clipkit.config.schema import SourceConfig
+from clipkit.data import files, reader
+from clipkit.data.table import TableReader, read_image
+from clipkit.errors import DataError
+from clipkit.types import Pair
+
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+
+
+class FolderReader:
+    """Pairs of image files; see ``Reader``.
+
+    Args:
+        source: ``caption: none`` where no captions are needed.
+        folder: what the names are relative to.
+        names: all its files, with ``/``, sorted.
+
+    Raises:
+        DataError: no image is there, or no caption.
+    """
+
+    def __init__(self, source: SourceConfig, folder: str, names: list[str]) -> None:
+        self.source = source
+        self.dropped: dict[str, int] = {}
+        self.damage: list[str] = []
+        self._folder = folder
+        images = [name for name in names if extension(name) in reader.IMAGE_EXTENSIONS]
+        if not images:
+            raise DataError(f"{source.path}: no image files there.")
+        there = set(names)
+        self._texts = {}
+        self._metadata: dict[str, dict[str, Any]] = {}
+        self._from_folders = False
+        if source.caption != reader.NONE:
+            self._texts = {n: text for n in images if (text := beside(n)) in there}
+            if not self._texts:
+                self._metadata = self._read_metadata(names)
+            if not self._texts and not self._metadata:
+                if not all("/" in name for name in images):
+                    raise DataError(
+                        f"{source.path}: {len(images)} images and no captions; looked for "
+                        "NAME.txt beside NAME.jpg, metadata.csv or metadata.jsonl, and a folder "
+                        "for each class. Where none are needed, set the source's caption to none."
+                    )
+                self._from_folders = True
+        captioned = self._texts or self._metadata
+        self._names = [name for name in images if not captioned or name in captioned]
+        if not self._names:
+            raise DataError(
+                f"{source.path}: {len(images)} images, and the captions there belong to none of "
+                f"them; they speak of {next(iter(captioned))!r}, for one."
+            )
+        if len(images) > len(self._names):
+            self.dropped["no caption"] = len(images) - len(self._names)
+        self.shard_sizes = [len(self)]
+        self.fingerprint = files.digest(source.caption, *self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, row: int) -> Pair:
+        name = self._name(row)
+        return Pair(
+            key=name,
+            image=read_image(self._folder, name),
+            caption=self._caption(name),
+            origin=self.locate(row),
+            metadata=self._metadata.get(name, {}),
+        )
+
+    def locate(self, row: int) -> str:
+        return files.join(self._folder, self._name(row))
+
+    def captions(self) -> Iterator[str]:
+        for name in self._names:
+            yield self._caption(name) or ""
+
+    def _name(self, row: int) -> str:
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return self._names[row]
+
+    def _caption(self, name: str) -> str | None:
+        if name in self._texts:
+            path = files.join(self._folder, self._texts[name])
+            try:
+                raw = files.read_all(path, reader.MAX_CAPTION_BYTES)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+            return raw.decode("utf-8-sig", "replace")
+        if name in self._metadata:
+            return str(self._metadata[name][_CAPTION])
+        return reader.class_caption(name.split("/")[-2]) if self._from_folders else None
+
+    def _read_metadata(self, names: list[str]) -> dict[str, dict[str, Any]]:
+        """Image name → its record, with the caption under ``_CAPTION``."""
+        found: dict[str, dict[str, Any]] = {}
+        for table in names:
+            folder, _, base = table.rpartition("/")
+            if base not in METADATA_FILES:
+                continue
+            columns = SourceConfig(
+                path=files.join(self._folder, table), image="file_name", caption=self.source.caption
+            )
+            rows = TableReader(columns, [columns.path], progress=False)
+            for name, caption, record in rows.records():
+                path = f"{folder}/{name}" if folder else name
+                found[path.removeprefix("./")] = {**record, _CAPTION: caption}
+        return found
+
+
+_CAPTION = "caption"
+
+
+def extension(name: str) -> str:
+    """``a/b.JPG`` → ``jpg``."""
+    base = name.replace("\\", "/").rsplit("/", 1)[-1]
+    return base.rsplit(".", 1)[1].lower() if "." in base else ""
+
+
+def beside(name: str) -> str:
+    """``a/b.jpg`` → ``a/b.txt``, where an image's caption may be."""
+    return name.rsplit(".", 1)[0] + ".txt"

@@ -1,0 +1,132 @@
+"""A file's index: what makes one of its samples a single read at a known place.
+
+An index is made on first use and kept beside its file, or in a cache folder where that is
+read-only. It is an ``.npz`` of plain arrays, loaded without pickle; it is made anew when the
+file's size or time changes, or when it is damaged itself.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from clipkit.data import files
+
+Arrays = dict[str, NDArray[Any]]
+Advance = Callable[[int], object]
+Build = Callable[[str, files.FileStat, Advance], Arrays]
+
+SUFFIX = ".clipkit-index.npz"
+_FORMAT = 1
+
+
+def indexed(
+    paths: Iterable[str], build: Build, *, kind: str, progress: bool
+) -> Iterator[tuple[str, files.FileStat, Arrays]]:
+    """Each file with its index, read where it is kept and made where it is not.
+
+    Args:
+        paths: the files, in order.
+        build: makes one file's arrays; told (path, stat, advance), it calls advance(bytes).
+        kind: distinguishes indexes of one file made for different ends.
+        progress: show a bar on stderr while an index is made.
+    """
+    stats = {path: files.stat(path) for path in paths}
+    todo = sum(stat.size for stat in stats.values())
+    bar: tqdm[Any] | None = None
+    try:
+        for path, stat in stats.items():
+            arrays = load_index(path, stat, kind)
+            if arrays is None:
+                if bar is None and progress:
+                    bar = tqdm(total=todo, desc="indexing", unit="B", unit_scale=True, delay=0.5)
+                arrays = build(path, stat, bar.update if bar is not None else _ignore)
+                _save(path, stat, kind, arrays)
+            elif bar is not None:
+                bar.update(stat.size)
+            else:
+                todo -= stat.size
+            yield path, stat, arrays
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def load_index(path: str, stat: files.FileStat, kind: str) -> Arrays | None:
+    """The kept index of a file, or None where there is none that fits the file as it is."""
+    for place in _places(path, kind):
+        try:
+            with np.load(place, allow_pickle=False) as kept:
+                if str(kept["fits"]) == _fits(stat, kind):
+                    return {name: kept[name] for name in kept.files if name != "fits"}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue
+    return None
+
+
+def pack_texts(texts: Iterable[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Texts as one run of bytes and their ends: one long text must not widen all the others."""
+    parts = list(texts)
+    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+    return np.frombuffer(b"".join(parts), dtype=np.uint8), ends
+
+
+def unpack_text(packed: NDArray[np.uint8], ends: NDArray[np.int64], i: int) -> str:
+    """Text i of ``pack_texts``."""
+    return packed[ends[i - 1] if i else 0 : ends[i]].tobytes().decode("utf-8", "replace")
+
+
+def pack_json(value: Any) -> NDArray[np.uint8]:
+    """A small JSON value as an array."""
+    return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+
+
+def unpack_json(packed: NDArray[np.uint8]) -> Any:
+    """The value of ``pack_json``."""
+    return json.loads(packed.tobytes())
+
+
+def _fits(stat: files.FileStat, kind: str) -> str:
+    return f"{_FORMAT} {kind} {stat.tag}"
+
+
+def _places(path: str, kind: str) -> list[Path]:
+    cached = files.cache_folder() / f"{files.digest(os.path.abspath(path), kind)}.npz"
+    if files.is_url(path):
+        return [files.cache_folder() / f"{files.digest(path, kind)}.npz"]
+    return [Path(path + SUFFIX), cached]
+
+
+def _save(path: str, stat: files.FileStat, kind: str, arrays: Arrays) -> None:
+    buffer = io.BytesIO()
+    # numpy's stubs take the names of arrays for its own keyword.
+    np.savez_compressed(buffer, **{"fits": np.array(_fits(stat, kind)), **arrays})  # type: ignore[arg-type]
+    reason = ""
+    for place in _places(path, kind):
+        aside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(buffer.getvalue())
+            os.replace(aside, place)  # several processes may do this at once; any may win
+            return
+        except OSError as error:
+            reason = error.strerror or str(error)
+            aside.unlink(missing_ok=True)
+    warnings.warn(
+        f"{path}: its index cannot be kept ({reason}); it is made anew at each start.",
+        stacklevel=2,
+    )
+
+
+def _ignore(_: int) -> None:
+    pass

@@ -1,0 +1,169 @@
+"""reader + order → batches of tensors, decoded by worker processes, always in order.
+
+What a batch holds is a function of (seed, step, rank) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from clipkit.config.schema import DataConfig, PreprocessConfig
+from clipkit.data.order import Order
+from clipkit.data.pieces import EvalPieces, Piece, PieceMaker, Pieces, TrainPieces, join
+from clipkit.data.reader import Reader
+from clipkit.data.workers import WorkerLoader
+from clipkit.errors import ConfigError, DataError
+from clipkit.types import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BATCHES_AHEAD = 3
+
+
+class Loader(Protocol):
+    """Batches in order; ``close`` ends the workers early."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __len__(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+def build_train_loader(
+    reader: Reader,
+    config: DataConfig,
+    preprocess: PreprocessConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int,
+    steps: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_method: str | None = None,
+) -> Loader:
+    """One ``Batch`` a step, for the steps start_step … steps-1: this rank's rows of it.
+
+    Step k takes the positions [k·N, (k+1)·N) of the order, N the global batch; rank r of W
+    takes those from r·N/W on. A sample that cannot be used keeps its row, not valid, with a
+    ``Skip`` that says why.
+
+    Args:
+        reader: where the pairs come from.
+        config: order, augmentation, workers and the pixel cap.
+        preprocess: sizes.
+        tokenizer: for the captions.
+        seed: of the run.
+        batch_size: N, global.
+        start_step: the step to begin at; resuming needs nothing else.
+        steps: the step to end before.
+        rank: r.
+        world_size: W.
+        start_method: ``fork`` or ``spawn`` for workers; by the platform where it is None.
+
+    Raises:
+        ConfigError: N is not divisible by W.
+        DataError: while iterating: a file vanished, or a worker was killed.
+    """
+    if batch_size % world_size:
+        near = max(1, batch_size // world_size) * world_size
+        raise ConfigError(
+            f"train.batch_size: {batch_size} is not divisible by {world_size} processes; "
+            f"use {near}."
+        )
+    order = Order(
+        reader.shard_sizes,
+        seed=seed,
+        lanes=config.lanes,
+        chunk=config.shuffle_chunk,
+        window=config.shuffle_window,
+    )
+    maker = PieceMaker(
+        reader=reader,
+        preprocess=preprocess,
+        tokenizer=tokenizer,
+        max_pixels=config.max_image_pixels,
+        augment=config.augment,
+        seed=seed,
+    )
+    pieces = TrainPieces(maker, order, batch_size, rank, world_size)
+    return _Loader(pieces, start_step, steps, config.workers, start_method)
+
+
+def build_eval_loader(
+    reader: Reader,
+    preprocess: PreprocessConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    max_image_pixels: int,
+    rank: int = 0,
+    world_size: int = 1,
+    images: bool = True,
+    texts: bool = True,
+    start_method: str | None = None,
+) -> Loader:
+    """All samples once, in row order, through the evaluation transform.
+
+    Rank r of W takes the rows [len·r//W, len·(r+1)//W), perhaps none; its last batch is
+    short. What is not asked for comes empty: ``pixel_values`` (0, 3, S, S) without images,
+    ``input_ids`` (0, 0) without texts; a sample need not have it then.
+
+    Raises:
+        DataError: while iterating: a file vanished, or a worker was killed.
+    """
+    assert tokenizer is not None or not texts
+    maker = PieceMaker(
+        reader=reader,
+        preprocess=preprocess,
+        tokenizer=tokenizer,
+        max_pixels=max_image_pixels,
+        images=images,
+        texts=texts,
+    )
+    first, last = len(reader) * rank // world_size, len(reader) * (rank + 1) // world_size
+    pieces = EvalPieces(maker, first, last, batch_size)
+    return _Loader(pieces, 0, pieces.batches, workers, start_method)
+
+
+class _Loader:
+    """Joins pieces into batches."""
+
+    def __init__(
+        self, pieces: Pieces, first: int, last: int, workers: int, start_method: str | None
+    ) -> None:
+        self._pieces, self._first, self._last = pieces, first, max(first, last)
+        per_batch = pieces.per_batch
+        self._loader: WorkerLoader[Piece | DataError] = WorkerLoader(
+            pieces,
+            range(self._first * per_batch, self._last * per_batch),
+            workers=workers,
+            ahead=_BATCHES_AHEAD * per_batch,
+            start_method=start_method,
+        )
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    def __iter__(self) -> Iterator[Batch]:
+        pieces: list[Piece] = []
+        step = self._first
+        try:
+            for piece in self._loader:
+                if isinstance(piece, DataError):
+                    raise piece
+                pieces.append(piece)
+                if len(pieces) == self._pieces.per_batch:
+                    yield join(pieces, step, self._pieces.maker)
+                    pieces, step = [], step + 1
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the workers; iterating again starts new ones."""
+        self._loader.close()

@@ -1,0 +1,193 @@
+"""Rows → pieces of a batch, each made by one worker; pieces → the batch.
+
+A batch is made in pieces, so that several workers share a large one; the trainer's process
+joins them with one copy. What a piece holds is a function of (seed,
+batch, part) alone: workers, start method and prefetching cannot change a bit of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from clipkit.config.schema import AugmentConfig, PreprocessConfig
+from clipkit.data.decode import decode_image
+from clipkit.data.order import Order
+from clipkit.data.reader import Reader, SampleError
+from clipkit.data.transforms import eval_transform, smallest_decoded_edge, train_transform
+from clipkit.errors import DataError
+from clipkit.types import Batch, Pair, Skip
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PIECE = 64  # samples a worker makes at once …
+_MOST_PIECES = 32  # … or more, of a very large batch: each piece on its way holds a descriptor
+
+
+@dataclass(slots=True)
+class Piece:
+    """Some consecutive rows of one batch; texts padded to the longest of the piece."""
+
+    pixel_values: Tensor | None
+    input_ids: np.ndarray | None  # NumPy: small arrays travel faster than shared tensors
+    valid: list[bool]
+    keys: list[str]
+    skipped: list[Skip]
+    truncated: int
+
+
+@dataclass
+class PieceMaker:
+    """Rows → a piece. It pickles, and opens nothing before it is asked."""
+
+    reader: Reader
+    preprocess: PreprocessConfig
+    tokenizer: PreTrainedTokenizerBase | None
+    max_pixels: int
+    augment: AugmentConfig | None = None  # None: the evaluation transform
+    seed: int = 0
+    images: bool = True
+    texts: bool = True
+
+    def make(self, rows: np.ndarray, positions: np.ndarray) -> Piece:
+        size = self.preprocess.image_size
+        pixels = torch.zeros((len(rows), 3, size, size), dtype=torch.uint8) if self.images else None
+        captions: list[str] = []
+        piece = Piece(pixels, None, [], [], [], 0)
+        for i, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+            pair: Pair | None = None
+            try:
+                pair = self.reader[row]
+                caption, image = self._use(pair, position)
+            except SampleError as error:
+                caption, image = "", None
+                origin = self.reader.locate(row) if pair is None else pair.origin
+                piece.skipped.append(Skip(origin, str(error)))
+                piece.valid.append(False)
+            else:
+                piece.valid.append(True)
+            piece.keys.append("" if pair is None else pair.key)
+            captions.append(caption)
+            if pixels is not None and image is not None:
+                pixels[i] = image
+        if self.texts:
+            from clipkit.data.tokenize import tokenize
+
+            assert self.tokenizer is not None
+            ids, piece.truncated = tokenize(
+                self.tokenizer, captions, context_length=self.preprocess.context_length
+            )
+            piece.input_ids = ids.numpy()
+        return piece
+
+    def _use(self, pair: Pair, position: int) -> tuple[str, Tensor | None]:
+        """The clean caption and the (3, S, S) uint8 pixels of a pair.
+
+        Raises:
+            SampleError: it cannot be used.
+        """
+        from clipkit.data.tokenize import clean_caption
+
+        caption = clean_caption(pair.caption) if self.texts else ""
+        if caption is None:
+            raise SampleError("empty caption")
+        if not self.images:
+            return caption, None
+        if pair.image is None:
+            raise SampleError("no image")
+        if self.augment is None:
+            image = decode_image(pair.image, max_pixels=self.max_pixels)
+            return caption, eval_transform(image, self.preprocess)
+        at_least = smallest_decoded_edge(self.preprocess, self.augment)
+        image = decode_image(pair.image, max_pixels=self.max_pixels, at_least=at_least)
+        pixels = train_transform(image, self.preprocess, self.augment, self.seed, position)
+        return caption, pixels
+
+
+class Pieces(Dataset[Piece | DataError]):
+    """Piece number → piece; batch k is made of the pieces [k·per_batch, (k+1)·per_batch)."""
+
+    maker: PieceMaker
+    per_batch: int
+
+    def __getitem__(self, number: int) -> Piece | DataError:
+        batch, part = divmod(number, self.per_batch)
+        rows, positions = self.rows(batch, part)
+        try:
+            return self.maker.make(rows, positions)
+        except DataError as error:
+            # Raised in a worker it would come out wrapped in a traceback; as a value it is
+            # raised again by the loader.
+            return error
+
+    def rows(self, batch: int, part: int) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError
+
+
+class TrainPieces(Pieces):
+    def __init__(
+        self, maker: PieceMaker, order: Order, batch_size: int, rank: int, world_size: int
+    ) -> None:
+        self.maker, self.order, self.batch_size = maker, order, batch_size
+        self.per_rank = batch_size // world_size
+        self.first = rank * self.per_rank
+        self.per_batch = min(_MOST_PIECES, -(-self.per_rank // _PIECE))
+
+    def rows(self, batch: int, part: int) -> tuple[np.ndarray, np.ndarray]:
+        begin = batch * self.batch_size + self.first
+        positions = np.arange(
+            begin + self.per_rank * part // self.per_batch,
+            begin + self.per_rank * (part + 1) // self.per_batch,
+        )
+        return self.order.rows(positions), positions
+
+
+class EvalPieces(Pieces):
+    def __init__(self, maker: PieceMaker, first: int, last: int, batch_size: int) -> None:
+        self.maker, self.first, self.last, self.batch_size = maker, first, last, batch_size
+        self.per_batch = min(_MOST_PIECES, -(-batch_size // _PIECE))
+        self.batches = -(-(last - first) // batch_size)
+
+    def rows(self, batch: int, part: int) -> tuple[np.ndarray, np.ndarray]:
+        begin = self.first + batch * self.batch_size
+        here = min(self.batch_size, self.last - begin)
+        rows = np.arange(
+            begin + here * part // self.per_batch, begin + here * (part + 1) // self.per_batch
+        )
+        return rows, rows
+
+
+def join(pieces: list[Piece], step: int, maker: PieceMaker) -> Batch:
+    """The pieces of batch ``step`` as one, texts padded to the longest of the batch."""
+    size = maker.preprocess.image_size
+    images = [piece.pixel_values for piece in pieces if piece.pixel_values is not None]
+    empty = torch.empty((0, 3, size, size), dtype=torch.uint8)
+    return Batch(
+        pixel_values=torch.cat(images) if images else empty,
+        input_ids=_join_ids([p.input_ids for p in pieces if p.input_ids is not None], maker),
+        valid=torch.tensor([valid for piece in pieces for valid in piece.valid], dtype=torch.bool),
+        keys=[key for piece in pieces for key in piece.keys],
+        step=step,
+        skipped=[skip for piece in pieces for skip in piece.skipped],
+        truncated=sum(piece.truncated for piece in pieces),
+    )
+
+
+def _join_ids(parts: list[np.ndarray], maker: PieceMaker) -> Tensor:
+    """Pieces of ids, padded to the longest of all of them."""
+    if not parts:
+        return torch.empty((0, 0), dtype=torch.int64)
+    assert maker.tokenizer is not None
+    shape = (sum(len(part) for part in parts), max(part.shape[1] for part in parts))
+    ids = np.full(shape, maker.tokenizer.pad_token_id, dtype=np.int64)
+    at = 0
+    for part in parts:
+        ids[at : at + len(part), : part.shape[1]] = part
+        at += len(part)
+    return torch.from_numpy(ids)

@@ -1,0 +1,152 @@
+"""A source as a config names it → its reader, chosen by what is there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+
+from clipkit.config.schema import SourceConfig
+from clipkit.data import files
+from clipkit.data.arrow import is_saved_dataset, open_dataset, open_parquet
+from clipkit.data.folder import METADATA_FILES, FolderReader, beside, extension
+from clipkit.data.reader import IMAGE_EXTENSIONS, NONE, Reader
+from clipkit.data.table import EXTENSIONS as TABLE_EXTENSIONS
+from clipkit.data.table import TableReader
+from clipkit.data.webdataset import TarReader
+from clipkit.errors import DataError
+
+_UNDERSTOOD = (
+    "WebDataset tars (.tar), Parquet (.parquet), tables (.csv, .tsv, .jsonl, .json), a folder of "
+    "images, or a datasets folder or hf://datasets/owner/name"
+)
+_SPLITS = re.compile(r"(train|training|valid|validation|val|dev|test|held-?out)(?![a-z])", re.I)
+_HUB_DATASET = re.compile(r"hf://datasets/[^/]+/[^/*?{\[]+/?")
+
+
+def open_source(source: SourceConfig, *, progress: bool = True) -> Reader:
+    """Finds a source's files, makes or reads their indexes, and counts the samples.
+
+    Args:
+        source: what to read.
+        progress: show a bar on stderr where there is something to index.
+
+    Raises:
+        DataError: nothing is there, nothing usable is, or it is not clear what is meant; the
+            message names the path and says what was looked for.
+    """
+    if not source.path:
+        raise DataError("data: a source has no path; set it, e.g. data.train.path=photos/")
+    if source.format == "datasets" or (
+        source.format == "auto" and _HUB_DATASET.fullmatch(source.path)
+    ):
+        return open_dataset(source, progress=progress)
+    named = files.expand(source.path)
+    folders = []
+    for path in named:
+        what = files.kind(path)
+        if what is None:
+            where = "" if files.is_url(path) else f" (looked in {os.path.abspath(path)})"
+            raise DataError(f"{path}: no such file or folder{where}.")
+        if what == "folder":
+            folders.append(path)
+    if not folders:
+        return _open_files(source, named, progress)
+    if len(named) > 1:
+        raise DataError(
+            f"{source.path}: names {len(named)} files and folders; name files, or one folder."
+        )
+    return _open_folder(source, named[0], progress)
+
+
+def _open_files(source: SourceConfig, paths: list[str], progress: bool) -> Reader:
+    kinds = Counter(_format_of(path) for path in paths)
+    wanted = source.format if source.format != "auto" else next(iter(kinds))
+    if source.format == "auto" and (len(kinds) > 1 or wanted is None):
+        raise DataError(f"{source.path}: {_found(paths)}; understood are {_UNDERSTOOD}.")
+    if wanted == "webdataset":
+        compressed = [path for path in paths if extension(path) in ("gz", "tgz", "bz2", "xz")]
+        if compressed:
+            raise DataError(f"{compressed[0]}: compressed tars cannot be read; unpack it to .tar.")
+        return TarReader(source, paths, progress=progress)
+    if wanted == "parquet":
+        return open_parquet(source, paths, progress=progress)
+    if wanted == "table":
+        return TableReader(source, paths, progress=progress)
+    if source.caption != NONE:
+        texts = [beside(path) for path in paths]
+        paths = paths + [text for text in texts if files.kind(text) == "file"]
+    root = files.parent(os.path.commonprefix(paths))  # noqa: RUF071  URLs have no commonpath
+    names = [path[len(root) :].lstrip("/\\") if root else path for path in paths]
+    return FolderReader(source, root or ".", names)
+
+
+def _open_folder(source: SourceConfig, folder: str, progress: bool) -> Reader:
+    if not files.is_url(folder) and source.format == "auto" and is_saved_dataset(folder):
+        return open_dataset(source, progress=progress)
+    names = files.walk(folder)
+    if not names:
+        raise DataError(f"{folder}: the folder is empty.")
+    by_format: dict[str | None, list[str]] = {}
+    for name in names:
+        by_format.setdefault(_format_of(name), []).append(name)
+    # A folder of shards may hold other files too, and one of images may hold their captions.
+    order = ["webdataset", "parquet", "folder", "table"]
+    chosen: str | None = source.format if source.format != "auto" else None
+    for candidate in order:
+        if chosen is None and by_format.get(candidate):
+            chosen = candidate
+    usable = by_format.get(chosen, [])
+    if not usable:
+        raise DataError(f"{folder}: {_found(names)}; understood are {_UNDERSTOOD}.")
+    # Of images only the folders' names tell: test_1.jpg and train_1.jpg may be of one set.
+    _refuse_several_splits(folder, [n for n in usable if chosen != "folder" or "/" in n])
+    if chosen == "folder":
+        try:
+            return FolderReader(source, folder, names)
+        except DataError as error:
+            tables = [n for n in by_format.get("table", []) if _base(n) not in METADATA_FILES]
+            if not tables:
+                raise
+            hint = f"{error} There is {files.join(folder, tables[0])}: is that the path you mean?"
+            raise DataError(hint) from None
+    paths = [files.join(folder, name) for name in usable]
+    return _open_files(source, paths, progress)
+
+
+def _format_of(path: str) -> str | None:
+    name = extension(path)
+    if name == "tar" or re.search(r"\.(tgz|tar\.(gz|bz2|xz))$", path, re.I):
+        return "webdataset"
+    if name == "parquet":
+        return "parquet"
+    if name in TABLE_EXTENSIONS:
+        return "table"
+    return "folder" if name in IMAGE_EXTENSIONS else None
+
+
+def _refuse_several_splits(folder: str, names: list[str]) -> None:
+    """Training on a folder's test shards by accident would make every evaluation worthless."""
+    splits: dict[str, str] = {}
+    for name in names:
+        first = name.split("/")[0]
+        match = _SPLITS.match(first) or _SPLITS.match(_base(name))
+        if match:
+            splits.setdefault(match[1].lower(), name)
+    if len(splits) > 1:
+        example, name = min(splits.items(), key=lambda item: not item[0].startswith("train"))
+        inside = name.split("/")[0] if "/" in name else f"{example}*.{extension(name)}"
+        raise DataError(
+            f"{folder}: holds several splits ({', '.join(sorted(splits))}); name one of them, "
+            f"e.g. {files.join(folder, inside)}"
+        )
+
+
+def _found(names: list[str]) -> str:
+    counts = Counter(f".{extension(name)}" if extension(name) else "no extension" for name in names)
+    shown = ", ".join(f"{count} {name}" for name, count in counts.most_common(5))
+    return f"found {len(names)} file(s) ({shown})"
+
+
+def _base(name: str) -> str:
+    return name.replace("\\", "/").rsplit("/", 1)[-1]

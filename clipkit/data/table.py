@@ -1,0 +1,338 @@
+"""CSV, TSV and JSON tables → pairs: image paths or URLs beside their captions.
+
+A table is indexed by its records' offsets and read in place: every value stays the text it
+is (a caption ``NA`` or ``2020-01-01`` included), and nothing is converted or copied.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from clipkit.config.schema import SourceConfig
+from clipkit.data import files, reader
+from clipkit.data.index import Advance, Arrays, indexed, pack_json, unpack_json
+from clipkit.data.reader import SampleError
+from clipkit.errors import DataError
+from clipkit.types import Pair
+
+EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "json")
+_BLOCK = 2**20
+_MAX_RECORD = 2**24  # bytes; a quote that is never closed swallows all that follows
+_GAP = re.compile(r"[ \t\r\n,]*")  # between the elements of a JSON list
+_Record = dict[str, Any]
+
+
+class TableReader:
+    """Pairs of CSV, TSV, JSONL or JSON files; see ``Reader``.
+
+    Args:
+        source: ``image`` and ``caption`` name columns; ``a.b`` a field inside one.
+        paths: the tables, in order. Image paths are relative to their table.
+        progress: show a bar while indexing.
+
+    Raises:
+        DataError: a file is missing or broken, lacks the columns, or holds no usable row.
+    """
+
+    def __init__(self, source: SourceConfig, paths: list[str], *, progress: bool) -> None:
+        self.source = source
+        self.damage: list[str] = []
+        self.shard_sizes: list[int] = []
+        self._paths = paths
+        self._offsets: list[np.ndarray] = []
+        self._sizes: list[np.ndarray] = []
+        self._formats: list[_Format] = []
+        first = _Format(paths[0])
+        self._image, self._caption = choose_columns(source, first.columns(), paths[0])
+        dropped: Counter[str] = Counter()
+        stats: list[files.FileStat] = []
+        kind = f"table {self._image} {self._caption}"
+        for path, stat, arrays in indexed(paths, self._index, kind=kind, progress=progress):
+            stats.append(stat)
+            self._formats.append(_Format(path))
+            self._offsets.append(arrays["offset"])
+            self._sizes.append(arrays["size"])
+            self.shard_sizes.append(len(arrays["offset"]))
+            dropped.update(unpack_json(arrays["dropped"]))
+        self.dropped = dict(dropped)
+        self._ends = np.cumsum(self.shard_sizes, dtype=np.int64)
+        if len(self) == 0:
+            why = ", ".join(f"{count} with {reason}" for reason, count in dropped.items())
+            raise DataError(f"{source.path}: no usable row{': ' + why if why else ''}.")
+        names = [path.replace("\\", "/").rsplit("/", 1)[-1] for path in paths]
+        self.fingerprint = files.digest(
+            kind, *names, *(stat.size for stat in stats), *self.shard_sizes
+        )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, row: int) -> Pair:
+        number, record = self._record(row)
+        image = reader.field_of(record, self._image) if self._image else None
+        image = None if image is None else str(image)
+        caption = reader.field_of(record, self._caption) if self._caption else None
+        key = image if image is not None else f"{row:08d}"
+        return Pair(
+            key=key,
+            image=None if image is None else read_image(files.parent(self._paths[number]), image),
+            caption=reader.caption_text(caption),
+            origin=f"{self._paths[number]}, {key}",
+            metadata={k: v for k, v in record.items() if k not in (self._image, self._caption)},
+        )
+
+    def locate(self, row: int) -> str:
+        number, record = self._record(row)
+        image = reader.field_of(record, self._image) if self._image else None
+        return f"{self._paths[number]}, {image if image is not None else f'row {row}'}"
+
+    def captions(self) -> Iterator[str]:
+        for _, caption, _ in self.records():
+            yield caption
+
+    def records(self) -> Iterator[tuple[str, str, _Record]]:
+        """(image name, caption, all columns) of each row, without reading images."""
+        for row in range(len(self)):
+            record = self._record(row)[1]
+            image = reader.field_of(record, self._image) if self._image else ""
+            caption = reader.field_of(record, self._caption) if self._caption else None
+            yield str(image), reader.caption_text(caption) or "", record
+
+    def _record(self, row: int) -> tuple[int, _Record]:
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        i = row - int(self._ends[number]) + self.shard_sizes[number]
+        path, size = self._paths[number], int(self._sizes[number][i])
+        raw = files.read(path, int(self._offsets[number][i]), size)
+        try:
+            return number, self._formats[number].parse(raw)
+        except ValueError:
+            raise DataError(f"{path}: changed since it was indexed; start again.") from None
+
+    def _index(self, path: str, stat: files.FileStat, advance: Advance) -> Arrays:
+        table = _Format(path)
+        missing = [
+            name
+            for name in (self._image, self._caption)
+            if name and name.split(".")[0] not in table.columns()
+        ]
+        if missing and table.delimiter is not None:
+            raise DataError(
+                f"{path}: no column {missing[0]!r}; its columns are {', '.join(table.columns())}."
+            )
+        offsets, sizes, dropped = [], [], Counter[str]()
+        for offset, size, record in table.records(stat.size, advance):
+            caption = reader.field_of(record, self._caption) if self._caption else "-"
+            if self._image and not reader.field_of(record, self._image):
+                dropped["no image"] += 1
+            elif not (reader.caption_text(caption) or "").strip():
+                dropped["no caption"] += 1
+            else:
+                offsets.append(offset)
+                sizes.append(size)
+        return {
+            "offset": np.array(offsets, dtype=np.int64),
+            "size": np.array(sizes, dtype=np.int64),
+            "dropped": pack_json(dict(dropped)),
+        }
+
+
+def choose_columns(
+    source: SourceConfig, columns: list[str], where: str
+) -> tuple[str | None, str | None]:
+    """The image and the caption column: as given, or by their usual names.
+
+    Raises:
+        DataError: there is none; the columns there are are named.
+    """
+
+    def choose(what: str, given: str | None, usual: tuple[str, ...]) -> str | None:
+        if given == reader.NONE:
+            return None
+        if given is not None:
+            if given in columns or given.split(".")[0] in columns:
+                return given
+            problem = f"no column {given!r}"
+        else:
+            by_lower = {name.lower().strip(): name for name in reversed(columns)}
+            for name in usual:
+                if name in by_lower:
+                    return by_lower[name]
+            problem = f"none of its columns looks like the {what}"
+        raise DataError(
+            f"{where}: {problem}; its columns are {', '.join(columns) or 'none'}. "
+            f"Set {what} of the source{' (or to none)' if what == 'caption' else ''}."
+        )
+
+    image = choose("image", source.image, reader.IMAGE_COLUMNS)
+    return image, choose("caption", source.caption, reader.CAPTION_COLUMNS)
+
+
+def read_image(folder: str, name: str) -> bytes:
+    """The image file a table or folder names.
+
+    Raises:
+        SampleError: it is missing, unreadable, or too large to be a photograph.
+    """
+    try:
+        data = files.read_all(files.join(folder, name), reader.MAX_IMAGE_BYTES)
+    except FileNotFoundError:
+        raise SampleError("missing image file") from None
+    except (OSError, ValueError):  # a folder, no permission, NUL in the name, a dead URL
+        raise SampleError("unreadable image file") from None
+    if len(data) > reader.MAX_IMAGE_BYTES:
+        raise SampleError("image file too large")
+    return data
+
+
+class _Format:
+    """How one table's records are told apart and parsed.
+
+    Attributes:
+        delimiter: of a CSV; None for JSON.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.delimiter: str | None = None
+        self._header: list[str] = []
+        start = files.read(path, 0, _BLOCK)
+        if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise DataError(f"{path}: is UTF-16; save it as UTF-8.")
+        name = path.lower()
+        self._is_list = False
+        if name.endswith((".jsonl", ".ndjson", ".json")):
+            self._is_list = start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+            return
+        line = start.decode("utf-8-sig", "replace").split("\n", 1)[0]
+        # Many tools write tabs or semicolons into files called .csv.
+        self.delimiter = "\t" if name.endswith(".tsv") else max(",\t;", key=line.count)
+        csv.field_size_limit(max(csv.field_size_limit(), _MAX_RECORD))
+        self._header = [column.strip() for column in self._split(line)]
+
+    def columns(self) -> list[str]:
+        """Names of the columns; of JSON, those of the first record."""
+        if self.delimiter is not None:
+            return self._header
+        size = files.stat(self._path).size
+        for _, _, record in self.records(size, lambda _: None):
+            return list(record)
+        return []
+
+    def parse(self, raw: bytes) -> _Record:
+        """One record's bytes → its columns.
+
+        Raises:
+            ValueError: they are not a record.
+        """
+        text = raw.decode("utf-8-sig", "replace")
+        if self.delimiter is None:
+            record = json.loads(text)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+            return record
+        values = self._split(text)
+        if len(values) > len(self._header):
+            raise ValueError(
+                f"{len(values)} values for {len(self._header)} columns; put quotes around texts "
+                "that hold the separator"
+            )
+        return dict(zip(self._header, values, strict=False))
+
+    def records(self, size: int, advance: Advance) -> Iterator[tuple[int, int, _Record]]:
+        """(offset, size, record) of all records.
+
+        Raises:
+            DataError: one is broken; file and line are named.
+        """
+        lines = _Lines(self._path, size, advance)
+        try:
+            if self._is_list:
+                yield from self._list_records(size)
+            elif self.delimiter is None:
+                for line in lines:
+                    if line.strip(b"\xef\xbb\xbf \t\r\n"):
+                        yield lines.at - len(line), len(line), self.parse(line)
+            else:
+                yield from self._csv_records(lines)
+        except (ValueError, csv.Error, RecursionError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(
+                f"{self._path}, line {lines.number}: not a valid record ({error})."
+            ) from error
+
+    def _csv_records(self, lines: _Lines) -> Iterator[tuple[int, int, _Record]]:
+        decoded = (line.decode("utf-8-sig", "replace") for line in lines)
+        # The reader takes as many lines as a record has, so that the lines' place after a
+        # record is the record's end, also where quoted texts hold line breaks.
+        parsed = csv.reader(decoded, delimiter=self.delimiter or ",")
+        next(parsed, None)  # the header
+        start = lines.at
+        for values in parsed:
+            end, begin, start = lines.at, start, lines.at
+            if not values:
+                continue
+            if len(values) > len(self._header):
+                raise ValueError(
+                    f"{len(values)} values for {len(self._header)} columns; put quotes around "
+                    "texts that hold the separator"
+                )
+            yield begin, end - begin, dict(zip(self._header, values, strict=False))
+
+    def _list_records(self, size: int) -> Iterator[tuple[int, int, _Record]]:
+        """The elements of one JSON list, each with its place."""
+        text = files.read(self._path, 0, size).decode("utf-8", "surrogateescape")
+        decoder = json.JSONDecoder()
+        at = text.index("[") + 1
+        offset = len(text[:at].encode("utf-8", "surrogateescape"))
+        while True:
+            gap = _GAP.match(text, at)
+            assert gap is not None
+            at, offset = gap.end(), offset + len(gap[0])
+            if at >= len(text) or text[at] == "]":
+                return
+            record, end = decoder.raw_decode(text, at)
+            if not isinstance(record, dict):
+                raise ValueError("not a list of objects")
+            length = len(text[at:end].encode("utf-8", "surrogateescape"))
+            yield offset, length, record
+            at, offset = end, offset + length
+
+    def _split(self, text: str) -> list[str]:
+        return next(csv.reader([text], delimiter=self.delimiter or ","), [])
+
+
+class _Lines:
+    """A file's lines as bytes; ``at`` is the place behind the last one, ``number`` its number."""
+
+    def __init__(self, path: str, size: int, advance: Advance) -> None:
+        self._path, self._size, self._advance = path, size, advance
+        self.at = self.number = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        rest = b""
+        for offset in range(0, self._size, _BLOCK):
+            block = files.read(self._path, offset, _BLOCK)
+            self._advance(len(block))
+            lines = (rest + block).split(b"\n")
+            rest = lines.pop()
+            if len(rest) > _MAX_RECORD:
+                raise ValueError(f"it is longer than {_MAX_RECORD} bytes")
+            for line in lines:
+                yield self._passed(line + b"\n")
+        if rest:
+            yield self._passed(rest)
+
+    def _passed(self, line: bytes) -> bytes:
+        self.at += len(line)
+        self.number += 1
+        return line

@@ -1,0 +1,136 @@
+"""RGB image → the model's (3, H, W) uint8 pixels; normalising happens on the device.
+
+Evaluation equals transformers' ``CLIPImageProcessor``; training crops at random, by draws
+that are a function of (seed, position).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2.functional import InterpolationMode
+
+from clipkit.config.schema import AugmentConfig, PreprocessConfig
+from clipkit.data.rng import Purpose, uniforms
+
+# Beyond this ratio of the edges only the middle is resized: a 1 × 64,000,000 image would
+# otherwise be blown up to terabytes before its centre is cut out.
+_MAX_ASPECT = 32
+# A JPEG is decoded at a reduced size only where this many of its pixels remain for one of the
+# result's, in each direction; from there on the eye and the mean difference see nothing.
+_DRAFT_MARGIN = 2.0
+
+
+def eval_transform(image: Image.Image, preprocess: PreprocessConfig) -> Tensor:
+    """The pixels a model is evaluated and served with, within rounding of what transformers'
+    ``CLIPImageProcessor`` makes of the same image before it normalises.
+
+    Args:
+        image: RGB.
+        preprocess: its ``image_size`` S and ``resize`` are used.
+
+    Returns:
+        (3, S, S) uint8.
+    """
+    size = preprocess.image_size
+    if preprocess.resize == "squash":
+        return _resize(_to_tensor(image), size, size)
+    width, height = image.size
+    longest = _MAX_ASPECT * min(width, height)
+    if max(width, height) > longest:
+        left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+        image = image.crop((left, top, width - left, height - top))
+        width, height = image.size
+    short = min(width, height)
+    # The longer edge is floored, and so is the crop's corner, as in the processor.
+    pixels = _resize(_to_tensor(image), int(size * height / short), int(size * width / short))
+    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
+    return pixels[:, top : top + size, left : left + size].contiguous()
+
+
+def train_transform(
+    image: Image.Image,
+    preprocess: PreprocessConfig,
+    augment: AugmentConfig,
+    seed: int,
+    position: int,
+) -> Tensor:
+    """A random crop, resized, perhaps flipped: a function of its arguments.
+
+    Args:
+        image: RGB.
+        preprocess: its ``image_size`` S is used.
+        augment: the ranges to draw from.
+        seed: of the run.
+        position: the sample's position in the order.
+
+    Returns:
+        (3, S, S) uint8.
+
+    Reference: random resized crops, https://arxiv.org/abs/1409.4842, section 6.
+    """
+    size = preprocess.image_size
+    draws = uniforms(seed, Purpose.AUGMENT, position, size=5)
+    box = _crop_box(image.width, image.height, augment, draws)
+    if box != (0, 0, image.width, image.height):
+        image = image.crop(box)
+    pixels = _resize(_to_tensor(image), size, size)
+    if draws[4] < augment.horizontal_flip:
+        pixels = pixels.flip(-1)
+    return pixels.contiguous()
+
+
+def smallest_decoded_edge(preprocess: PreprocessConfig, augment: AugmentConfig) -> int:
+    """Pixels both edges of a training image must have, so that its smallest possible crop
+    still has ``_DRAFT_MARGIN`` times the result's."""
+    low, high = augment.crop_ratio
+    smallest = math.sqrt(augment.crop_scale[0] * min(low, 1 / high))
+    return math.ceil(_DRAFT_MARGIN * preprocess.image_size / smallest)
+
+
+def _crop_box(
+    width: int, height: int, augment: AugmentConfig, draws: np.ndarray
+) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a crop with a uniform area and, among the ratios that fit
+    into the image at this area, a log-uniform ratio.
+
+    The usual way draws area and ratio until they fit and gives up after ten times; this takes
+    one draw, and its areas are uniform also where few ratios fit.
+    """
+    low, high = augment.crop_ratio
+    scale = augment.crop_scale[0] + draws[0] * (augment.crop_scale[1] - augment.crop_scale[0])
+    aspect = width / height
+    # width × height of the crop is scale × that of the image, so ratios in this range fit.
+    fits_low, fits_high = max(low, scale * aspect), min(high, aspect / scale)
+    if fits_low <= fits_high:
+        ratio = fits_low * (fits_high / fits_low) ** draws[1]
+        area = scale * width * height
+        crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
+    else:  # too long an image: the largest crop of the nearest ratio
+        ratio = min(max(aspect, low), high)
+        crop_width, crop_height = min(width, height * ratio), min(height, width / ratio)
+    w = min(width, max(1, round(crop_width)))
+    h = min(height, max(1, round(crop_height)))
+    left, top = int(draws[2] * (width - w + 1)), int(draws[3] * (height - h + 1))
+    return left, top, left + w, top + h
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    """RGB image → (3, H, W) uint8, channels last in memory, as resizing likes it."""
+    assert image.mode == "RGB", f"{image.mode}: make it RGB by to_rgb first"
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
+    """(3, H, W) uint8 → (3, height, width) uint8, bicubic with antialiasing."""
+    if tuple(pixels.shape[1:]) == (height, width):
+        return pixels
+    resized: Tensor = F.resize(
+        pixels, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
+    return resized

@@ -1,0 +1,206 @@
+"""CSV, TSV and JSON tables: every text stays the text it is, and a broken line is named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+from sample_files import encoded
+
+from clipkit.config.schema import SourceConfig
+from clipkit.data import SampleError, open_source
+from clipkit.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for name in "abcdef":
+        (tmp_path / "pictures" / f"{name}.jpg").write_bytes(encoded(quality=50 + ord(name) % 40))
+    return tmp_path
+
+
+def open_table(folder, name, content, **options):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return open_source(SourceConfig(path=str(path), **options), progress=False)
+
+
+def test_image_paths_are_relative_to_the_table(folder, monkeypatch):
+    monkeypatch.chdir("/")
+    reader = open_table(
+        folder, "t.csv", "image,caption\npictures/a.jpg,first\npictures/b.jpg,second\n"
+    )
+    assert [reader[i].caption for i in range(2)] == ["first", "second"]
+    assert reader[1].image == (folder / "pictures" / "b.jpg").read_bytes()
+    assert reader[1].key == "pictures/b.jpg"
+    assert reader[1].origin == reader.locate(1) == f"{folder}/t.csv, pictures/b.jpg"
+    assert list(pickle.loads(pickle.dumps(reader)).captions()) == ["first", "second"]
+
+
+def test_captions_stay_the_text_they_are(folder):
+    texts = [
+        "NA",
+        "null",
+        "nan",
+        "None",
+        "007",
+        "1e5",
+        "2020-01-01",
+        "True",
+        '"quoted, text"',
+        " x ",
+    ]
+    rows = "".join(f"pictures/a.jpg,{t}\n" for t in texts)
+    reader = open_table(folder, "t.csv", "image,caption\n" + rows)
+    assert list(reader.captions()) == [*texts[:-2], "quoted, text", " x "]
+
+
+def test_rows_without_image_or_caption_are_dropped_and_counted(folder):
+    rows = ["a.jpg,yes", "b.jpg,", "c.jpg,  ", "d.jpg"]
+    content = "image,caption\n,lost\n\n" + "".join(f"pictures/{row}\n" for row in rows)
+    reader = open_table(folder, "t.csv", content)
+    assert list(reader.captions()) == ["yes"]
+    assert reader.dropped == {"no caption": 3, "no image": 1}
+    lines = [
+        {"image": "pictures/a.jpg", "caption": None},
+        {"image": None, "caption": "x"},
+        {"caption": "x"},
+    ]
+    lines += [
+        {"image": "pictures/b.jpg", "caption": float("nan")},
+        {"image": "pictures/c.jpg", "caption": "yes"},
+    ]
+    reader = open_table(folder, "t.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    assert list(reader.captions()) == ["yes"]
+    assert reader.dropped == {"no caption": 2, "no image": 2}
+
+
+def test_quoted_line_breaks_commas_and_byte_order_marks_are_read(folder):
+    content = '\ufeffimage,caption,id\r\npictures/a.jpg,"two\nlines, ""quoted""",1\r\n'
+    content += "pictures/b.jpg,图片\u2028ünï,2\r\n"
+    reader = open_table(folder, "t.csv", content)
+    assert list(reader.captions()) == ['two\nlines, "quoted"', "图片\u2028ünï"]
+    assert reader[1].metadata == {"id": "2"}
+
+
+@pytest.mark.parametrize(("name", "separator"), [("t.tsv", "\t"), ("t.csv", "\t"), ("t.csv", ";")])
+def test_other_separators_are_found(folder, name, separator):
+    # open_clip's tables are tab-separated .csv files with these columns.
+    rows = [("filepath", "title"), ("pictures/a.jpg", "red, round"), ("pictures/b.jpg", "blue")]
+    reader = open_table(folder, name, "".join(separator.join(row) + "\n" for row in rows))
+    assert list(reader.captions()) == ["red, round", "blue"]
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
+def test_json_lines_and_lists_give_the_same_rows(folder, name):
+    records = [
+        {
+            "image": f"pictures/{n}.jpg",
+            "text": f"caption {n} 图",
+            "meta": {"tags": ["x", n]},
+            "n": i,
+        }
+        for i, n in enumerate("abc")
+    ]
+    if name == "t.jsonl":
+        content = "\n" + "\n".join(
+            json.dumps(r, ensure_ascii=i == 1) for i, r in enumerate(records)
+        )
+    else:
+        content = "\ufeff " + json.dumps(records, indent=1, ensure_ascii=False)
+    reader = open_table(folder, name, content)
+    assert list(reader.captions()) == ["caption a 图", "caption b 图", "caption c 图"]
+    assert reader[2].metadata == {"meta": {"tags": ["x", "c"]}, "n": 2}
+    assert reader[2].image == (folder / "pictures" / "c.jpg").read_bytes()
+    tags = open_table(folder, name, content, caption="meta.tags")
+    assert tags[1].caption == "x, b"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.jsonl", '{"image": "a", "caption": "b"}\n{"image": "a", "capt\n', "line 2"),
+        ("t.jsonl", '{"image": "a", "caption": "b"}\n[1]\n', "line 2"),
+        ("t.json", '[{"image": "a", "caption": "b"}, {"image"', "t.json, line"),
+        ("t.csv", "image,caption\na.jpg,x\na.jpg,one, two\n", "line 3"),
+        ("t.csv", 'image,caption\na.jpg,"open\n' + "x" * 2**24, "line"),
+    ],
+)
+def test_a_broken_record_names_file_and_line(folder, name, content, said):
+    with pytest.raises(DataError) as caught:
+        open_table(folder, name, content)
+    assert str(folder / name) in str(caught.value)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_utf_16_is_named(folder):
+    with pytest.raises(DataError, match="UTF-16"):
+        open_table(folder, "t.csv", "image,caption\na,b\n".encode("utf-16"))
+
+
+def test_missing_columns_name_those_there_are(folder):
+    with pytest.raises(DataError, match="looks like the caption; its columns are image, words"):
+        open_table(folder, "t.csv", "image,words\na.jpg,x\n")
+    with pytest.raises(DataError, match="no column 'alt'; its columns are image, caption"):
+        open_table(folder, "t.csv", "image,caption\na.jpg,x\n", caption="alt")
+    reader = open_table(folder, "t.csv", "image,words\npictures/a.jpg,x\n", caption="words")
+    assert reader[0].caption == "x"
+    no_captions = open_table(folder, "u.csv", "image,words\npictures/a.jpg,x\n", caption="none")
+    assert no_captions[0].caption is None
+    no_images = open_table(folder, "v.csv", "caption\nwords alone\n", image="none")
+    assert no_images[0].image is None
+    assert no_images[0].caption == "words alone"
+
+
+def test_other_columns_of_one_table_have_their_own_index(folder):
+    content = "image,caption,alt\npictures/a.jpg,first,\npictures/b.jpg,,second\n"
+    assert list(open_table(folder, "t.csv", content).captions()) == ["first"]
+    assert list(open_table(folder, "t.csv", content, caption="alt").captions()) == ["second"]
+    assert list(open_table(folder, "t.csv", content).captions()) == ["first"]
+
+
+def test_a_missing_image_costs_one_sample(folder):
+    content = "image,caption\nnowhere.jpg,x\npictures,x\nbad\0name.jpg,x\npictures/a.jpg,x\n"
+    reader = open_table(folder, "t.csv", content)
+    for row, reason in enumerate(
+        ["missing image file", "unreadable image file", "unreadable image file"]
+    ):
+        with pytest.raises(SampleError, match=reason):
+            reader[row]
+    assert reader[3].image
+
+
+def test_several_tables_are_one_source(folder):
+    open_table(folder, "t1.csv", "image,caption\npictures/a.jpg,1\npictures/b.jpg,2\n")
+    reader = open_table(folder, "t2.csv", "image,caption\npictures/c.jpg,3\n")
+    reader = open_source(SourceConfig(path=str(folder / "t*.csv")), progress=False)
+    assert reader.shard_sizes == [2, 1]
+    assert list(reader.captions()) == ["1", "2", "3"]
+    (folder / "t3.csv").write_text("image,label\npictures/c.jpg,3\n")
+    with pytest.raises(DataError, match=r"t3\.csv: no column 'caption'"):
+        open_source(SourceConfig(path=str(folder / "t*.csv")), progress=False)
+
+
+def test_a_table_with_no_usable_row_says_so(folder):
+    with pytest.raises(DataError, match="no usable row: 1 with no caption"):
+        open_table(folder, "t.csv", "image,caption\na.jpg,\n")
+    with pytest.raises(DataError, match="no usable row"):
+        open_table(folder, "u.csv", "image,caption\n")
+
+
+def test_image_urls_go_through_fsspec(folder):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/pictures/m.jpg", encoded())
+    try:
+        content = "url,caption\nmemory://pictures/m.jpg,x\nmemory://pictures/none.jpg,x\n"
+        reader = open_table(folder, "t.csv", content)
+        assert reader[0].image == encoded()
+        with pytest.raises(SampleError, match="image file"):
+            reader[1]
+    finally:
+        memory.rm("/pictures", recursive=True)

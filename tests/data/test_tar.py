@@ -1,0 +1,135 @@
+"""The tar listing: tarfile's names and places, and every kind of damage named."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from sample_files import write_tar
+
+from clipkit.data.tar import list_tar
+
+
+def listing(data: bytes):
+    return list_tar(lambda offset, size: data[offset : offset + size], len(data), lambda _: None)
+
+
+def contents(data: bytes) -> dict[str, bytes]:
+    return {n.decode(): data[at : at + size] for n, at, size in listing(data).members}
+
+
+LONG = "folder/" * 30 + "x" * 80 + ".jpg"
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_listing_equals_tarfile(tmp_path, format):
+    names = ["a.txt", "./b/c.jpg", "d" * 60 + "/" + "e" * 90 + ".txt", "f.empty"]
+    if format != tarfile.USTAR_FORMAT:
+        names += [LONG, "ünï-图.txt"]
+    rng = np.random.default_rng(0)
+    members = [(name, rng.bytes(int(rng.integers(0, 3000)))) for name in names]
+    members[3] = ("f.empty", b"")
+    data = write_tar(tmp_path / "x.tar", members, format).read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        expected = [(m.name.encode(), m.offset_data, m.size) for m in tar]
+    assert listing(data).members == expected
+    assert contents(data) == dict(members)
+    assert listing(data).damage is None
+
+
+def test_only_plain_files_are_listed():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, kind in [
+            ("link.jpg", tarfile.SYMTYPE),
+            ("hard.jpg", tarfile.LNKTYPE),
+            ("device.jpg", tarfile.CHRTYPE),
+            ("pipe.jpg", tarfile.FIFOTYPE),
+            ("folder", tarfile.DIRTYPE),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        info = tarfile.TarInfo("real.jpg")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"abc"))
+    assert contents(buffer.getvalue()) == {"real.jpg": b"abc"}
+
+
+def test_a_member_beyond_eight_gigabytes_is_found():
+    # GNU writes such sizes in base 256, pax as a record; only the headers are looked at.
+    for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        info = tarfile.TarInfo("huge.bin")
+        info.size = 9 * 2**30
+        header = info.tobuf(format)
+        size = len(header) + info.size + 1024
+        listed = list_tar(
+            lambda at, n, h=header, s=size: (
+                h + bytes(max(0, n - len(h))) if at == 0 else bytes(max(0, min(n, s - at)))
+            ),
+            size,
+            lambda _: None,
+        )
+        assert listed.members == [(b"huge.bin", len(header), 9 * 2**30)]
+        assert listed.damage is None
+
+
+def cut_places(data: bytes) -> dict[str, tuple[bytes, int, str]]:
+    """Kind of damage → (bytes, members before it, what is said)."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        members = list(tar)
+    third = members[2]
+    at = third.offset
+    return {
+        "inside data": (data[: third.offset_data + 100], 2, "cut short at byte"),
+        "at a member's edge": (data[:at], 2, "without an end mark"),
+        "inside a header": (data[: at + 100], 2, "cut short inside a header"),
+        "zero blocks": (data[:at] + bytes(len(data) - at), 2, "behind an end mark"),
+        "garbage blocks": (
+            data[:at] + np.random.default_rng(0).bytes(len(data) - at),
+            2,
+            "no valid header",
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["inside data", "at a member's edge", "inside a header", "zero blocks", "garbage blocks"],
+)
+def test_damage_is_named_and_what_stands_before_it_kept(tmp_path, kind):
+    members = [(f"{i}.jpg", bytes([i]) * 30_000) for i in range(6)]
+    whole = write_tar(tmp_path / "x.tar", members).read_bytes()
+    data, kept, said = cut_places(whole)[kind]
+    found = listing(data)
+    assert [name.decode() for name, _, _ in found.members] == [f"{i}.jpg" for i in range(kept)]
+    assert said in found.damage
+    assert contents(data)["1.jpg"] == members[1][1]
+
+
+def test_random_damage_ends_the_scan_and_never_fails(tmp_path):
+    members = [(f"{i}.txt", b"x" * (i * 37)) for i in range(20)] + [(LONG, b"long")]
+    whole = write_tar(tmp_path / "x.tar", members).read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = 0
+    for i in range(2000):
+        data = bytearray(whole)
+        for at in rng.integers(0, len(data), size=3):
+            data[at] = rng.integers(256)
+        if i % 4 == 0:
+            data = data[: rng.integers(len(data))]
+        found = listing(bytes(data))
+        damaged += found.damage is not None
+        for _, offset, size in found.members:
+            assert 0 <= offset <= offset + size <= len(data)
+    assert damaged > 500
+
+
+def test_the_whole_file_is_accounted_for_in_progress(tmp_path):
+    data = write_tar(tmp_path / "x.tar", [(f"{i}", bytes(2**19)) for i in range(9)]).read_bytes()
+    steps: list[int] = []
+    list_tar(lambda at, n: data[at : at + n], len(data), steps.append)
+    assert sum(steps) == len(data)
+    assert len(steps) > 2
