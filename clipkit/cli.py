@@ -1,0 +1,110 @@
+"""The command line: one thin function a subcommand, heavy imports inside it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from clipkit._version import __version__
+from clipkit.errors import ClipkitError
+from clipkit.evaluation.commands import add_classify_arguments, add_eval_arguments
+from clipkit.retrieval.commands import add_embed_arguments, add_search_arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code (see :mod:`clipkit.errors`)."""
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if args.command == "train":
+        # argparse takes no further key=value once an option has stood between them.
+        args.overrides += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
+    if unknown:
+        hint = ""
+        if args.command == "train" and "=" in unknown[0]:
+            hint = f" Keys of the config are written without dashes: {unknown[0].lstrip('-')}"
+        return _fail(f"{unknown[0]}: no such option of clipkit {args.command}.{hint}", 2)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except ClipkitError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output has gone, as with ``| head``: nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands; building it imports nothing heavy."""
+    parser = argparse.ArgumentParser(
+        prog="clipkit",
+        description="Contrastive image-text pretraining: train, embed, search, classify.",
+        epilog="Exit codes: 0 done · 2 usage or config · 3 data · 4 checkpoint or run folder · "
+        "5 non-finite training · 75 preempted, run the same command again.",
+    )
+    parser.add_argument("--version", action="version", version=f"clipkit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, add_arguments, text in (
+        ("train", _add_train_arguments, "train a model, or go on with a run that stopped"),
+        ("embed", add_embed_arguments, "embed images and captions into a store"),
+        ("search", add_search_arguments, "find images in a store by text or by image"),
+        ("classify", add_classify_arguments, "sort images into classes named in words"),
+        ("eval", add_eval_arguments, "measure retrieval on a data set"),
+    ):
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:])
+        add_arguments(command)
+    return parser
+
+
+def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file, such as configs/emoji.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="dotted, such as optim.lr=5e-4"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the whole config and stop"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print parameters, FLOPs, memory, samples and steps, load one batch, and stop",
+    )
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="go on with a run although this key of its config has changed; may be repeated",
+    )
+    parser.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from clipkit.config import dump_config, load_config
+
+    config = load_config(args.config, args.overrides)
+    if args.print_config:
+        print(dump_config(config), end="")
+        return 0
+    if args.dry_run:
+        from clipkit.training.plan import dry_run
+
+        print(dry_run(config))
+        return 0
+    from clipkit.training.loop import train
+
+    train(config, allow_change=args.allow_change)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    rank = os.environ.get("RANK", "0")
+    where = f" (rank {rank})" if rank != "0" else ""
+    print(f"clipkit{where}: {message}", file=sys.stderr)
+    return code

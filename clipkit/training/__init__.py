@@ -1,0 +1,1 @@
+"""Batches → a trained model in a run's folder."""

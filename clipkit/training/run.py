@@ -1,0 +1,119 @@
+"""A run's folder: what belongs to a run besides its steps, and whether it may go on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from clipkit.config import Config, PreprocessConfig, config_to_dict, dump_config
+from clipkit.data import Reader
+from clipkit.data.tokenize import load_tokenizer, train_tokenizer
+from clipkit.errors import CheckpointError, ConfigError
+from clipkit.models import load_preprocess
+from clipkit.training.checkpoint import write_text
+
+# What may differ when a run goes on: none of it changes what is learned.
+_FREE = (
+    "output",
+    "data.evaluate",
+    "data.workers",
+    "train.save_every",
+    "train.keep",
+    "train.log_every",
+    "train.trackers",
+    "eval",
+)
+
+
+def resolve_preprocess(config: Config) -> Config:
+    """With ``model.pretrained``, its own preprocessing and tokenizer; else the config's.
+
+    Raises:
+        ConfigError: the config asks for another preprocessing than the weights were trained with.
+    """
+    if config.model.pretrained is None:
+        return config
+    theirs = load_preprocess(config.model.pretrained)
+    default = PreprocessConfig()
+    resolved = {}
+    for field in dataclasses.fields(PreprocessConfig):
+        name = field.name
+        asked, own = getattr(config.preprocess, name), getattr(theirs, name)
+        if name == "tokenizer":
+            own = asked or own or config.model.pretrained
+        elif asked not in (getattr(default, name), own) and name != "vocab_size":
+            raise ConfigError(
+                f"preprocess.{name}: {asked}, but {config.model.pretrained} was trained with "
+                f"{own}; leave it out"
+            )
+        resolved[name] = own
+    return dataclasses.replace(config, preprocess=PreprocessConfig(**resolved))
+
+
+def prepare_tokenizer(
+    config: Config, reader: Reader, folder: Path, accelerator: Accelerator
+) -> PreTrainedTokenizerBase:
+    """The tokenizer the config names, or one trained on the captions and kept in the run."""
+    length = config.preprocess.context_length
+    if config.preprocess.tokenizer is not None:
+        return load_tokenizer(config.preprocess.tokenizer, context_length=length)
+    own = folder / "tokenizer"
+    with accelerator.main_process_first():
+        if not (own / "tokenizer.json").is_file():
+            trained = train_tokenizer(
+                reader.captions(), vocab_size=config.preprocess.vocab_size, context_length=length
+            )
+            aside = folder / "tokenizer.tmp"
+            trained.save_pretrained(aside)
+            aside.rename(own)
+    return load_tokenizer(str(own), context_length=length)
+
+
+def check_unchanged(config: Config, folder: Path, allowed: Sequence[str]) -> list[str]:
+    """Compares the config with the one that the run was started with, and keeps the new one.
+
+    Args:
+        config: the resolved config of this start.
+        folder: the run's.
+        allowed: dotted keys, or sections, that may change.
+
+    Returns:
+        A line for each key that changed and may.
+
+    Raises:
+        CheckpointError: a key that decides what is learned has changed.
+    """
+    path = folder / "config.yaml"
+    changed: list[str] = []
+    refused: list[str] = []
+    if path.is_file():
+        before = dict(_leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        now = dict(_leaves(config_to_dict(config)))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) == now.get(key):
+                continue
+            line = f"{key}: {before.get(key)} → {now.get(key)}"
+            covered = any(key == k or key.startswith(f"{k}.") for k in (*_FREE, *allowed))
+            (changed if covered else refused).append(line)
+    if refused:
+        keys = " ".join(f"--allow-change {line.split(':')[0]}" for line in refused)
+        raise CheckpointError(
+            f"{folder}: this run was started with another config ({'; '.join(refused)}). Set "
+            f"another output to start anew, or go on with {keys}"
+        )
+    write_text(path, dump_config(config))
+    return changed
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree

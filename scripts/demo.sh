@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Trains on the shipped emoji on the CPU, evaluates, answers three text searches and writes a page.
+# Does all its set-up. Run again, it goes on where it stopped, or shows the finished run again.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+
+run=runs/emoji
+say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+
+say "1. Train: names of emoji and their pictures, from scratch"
+clipkit train configs/emoji.yaml
+
+say "2. Evaluate: 221 held-out combinations of person and skin tone, never seen in training"
+clipkit eval "$run" 'data/emoji/held-out-*.tar' --html "$run/report.html"
+echo
+echo "The same queries against the full gallery of 3,619 emoji:"
+clipkit eval "$run" 'data/emoji/held-out-*.tar' \
+    --gallery 'data/emoji/train-*.tar' 'data/emoji/validation-*.tar'
+
+say "3. Search all emoji by text"
+clipkit embed "$run" 'data/emoji/*.tar' "$run/store" --overwrite
+echo
+clipkit search "$run" "$run/store" -k 3 --html "$run/search.html" \
+    "woman astronaut: dark skin tone" "flag: Japan" "red apple"
+
+say "Done"
+echo "the model   $run/model (loads with transformers and sentence-transformers, too)"
+echo "the pages   $run/report.html and $run/search.html"

@@ -1,0 +1,327 @@
+"""Whole runs through the real command line: resume, ranks, launchers, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import ENVIRONMENT, ROOT, Run
+from safetensors.torch import load_file
+
+STEPS = 9
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """A run of nine steps of a very small model on 221 emoji; a few seconds on a CPU."""
+    data = ROOT / "data" / "emoji"
+    tree: dict[str, Any] = {
+        "output": str(folder / "run"),
+        "data": {
+            "train": str(data / "validation-*.tar"),
+            "evaluate": {"held-out": str(data / "held-out-*.tar")},
+            "workers": 0,
+        },
+        "preprocess": {"image_size": 32, "context_length": 16, "vocab_size": 600},
+        "model": {
+            "embed_dim": 32,
+            "vision": {"width": 64, "layers": 2, "patch_size": 8, "dropout": 0.1},
+            "text": {"width": 64, "layers": 1, "dropout": 0.1},
+        },
+        "optim": {"lr": 1e-3, "warmup_steps": 2},
+        "train": {
+            "batch_size": 48,
+            "steps": STEPS,
+            "precision": "fp32",
+            "save_every": 3,
+            "log_every": 1,
+        },
+    }
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def losses(run: Path) -> dict[int, str]:
+    """The loss of every step, to the last bit."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    train = [r for r in records if r["kind"] == "train"]
+    assert len(train) == len({r["step"] for r in train}), "a step is recorded twice"
+    return {r["step"]: float(r["loss"]).hex() for r in train}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(clipkit: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run that others are compared with."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = clipkit("train", write_config(folder))
+    assert result.returncode == 0, result.stderr
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_the_readme_says(whole: Path) -> None:
+    assert sorted(losses(whole)) == list(range(1, STEPS + 1))
+    status = json.loads((whole / "status.json").read_text())
+    assert (status["state"], status["exit_code"], status["step"]) == ("done", 0, STEPS)
+    kept = sorted(p.name for p in (whole / "checkpoints").glob("step-*"))
+    assert kept == ["step-000006", "step-000009"]
+    assert (whole / "checkpoints" / "latest").read_text().strip() == "step-000009"
+    files = {p.name for p in (whole / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= files
+    assert not [p for p in whole.rglob("*") if p.suffix in {".tmp", ".bin", ".pt", ".pkl"}]
+    last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["kind"], last["split"], last["num_images"]) == ("eval", "held-out", 221)
+    assert {"text_to_image_R@1", "text_to_image_R@10", "image_to_text_median_rank"} <= set(last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("failpoint", "workers", "method"),
+    [
+        ("step-5", 0, "fork"),
+        ("step-5", 2, "fork"),
+        ("step-2", 2, "spawn"),
+        ("save-6-written", 0, "fork"),
+        ("save-6-synced", 2, "fork"),
+        ("save-6-renamed", 0, "fork"),
+    ],
+)
+def test_resume_after_kill_is_bit_identical(
+    clipkit: Run, whole: Path, tmp_path: Path, failpoint: str, workers: int, method: str
+) -> None:
+    config = write_config(tmp_path, data__workers=workers)
+    env = {"CLIPKIT_START_METHOD": method}
+    killed = clipkit("train", config, env={**env, "CLIPKIT_FAILPOINT": f"{failpoint}:kill"})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = clipkit("train", config, env=env)
+    assert resumed.returncode == 0, resumed.stderr
+    step = {"step-5": 3, "step-2": 0, "save-6-renamed": 6}.get(failpoint, 3)
+    assert (f"going on from step {step}" if step else "from scratch") in resumed.stderr
+    assert losses(tmp_path / "run") == losses(whole)
+    expected, found = weights(whole), weights(tmp_path / "run")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(
+    clipkit: Run, whole: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path)
+    clipkit("train", config, env={"CLIPKIT_FAILPOINT": "step-7:kill"})
+    newest = tmp_path / "run" / "checkpoints" / "step-000006"
+    weights_file = newest / "model" / "model.safetensors"
+    data = bytearray(weights_file.read_bytes())
+    data[-5] ^= 1
+    weights_file.write_bytes(data)
+    resumed = clipkit("train", config)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "model.safetensors is not as it was written" in resumed.stderr
+    assert "going on from step 3" in resumed.stderr
+    assert losses(tmp_path / "run") == losses(whole)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_left_as_it_is(clipkit: Run, whole: Path) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    again = clipkit("train", write_config(whole.parent))
+    assert again.returncode == 0, again.stderr
+    assert f"all {STEPS} steps are done" in again.stdout
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_changed_config_is_shown_and_refused_unless_allowed(
+    clipkit: Run, whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    # The copy's config still names the first folder: output itself may change.
+    config = write_config(tmp_path)
+    refused = clipkit("train", config, "optim.lr=5e-4", "train.log_every=2")
+    assert refused.returncode == 4
+    assert "optim.lr: 0.001 → 0.0005" in refused.stderr
+    assert "log_every" not in refused.stderr
+    assert "Traceback" not in refused.stderr
+    allowed = clipkit("train", config, "optim.lr=5e-4", "--allow-change", "optim.lr")
+    assert allowed.returncode == 0, allowed.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_ranks_equal_one_process(clipkit: Run, tmp_path: Path, launcher: str) -> None:
+    # Dropout differs by rank; without it, only the order of sums does.
+    plain = {"model__vision__dropout": 0.0, "model__text__dropout": 0.0}
+    one = clipkit("train", write_config(tmp_path / "one", **plain))
+    assert one.returncode == 0, one.stderr
+    config = write_config(tmp_path / "two", **plain)
+    if launcher == "torchrun":
+        two = clipkit("train", config, ranks=2)
+    else:
+        # --multi_gpu is what makes it start several processes; without a GPU they use gloo.
+        accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+        options = ["--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
+        two = clipkit("train", config, launcher=[*accelerate, *options, "--dynamo_backend=no"])
+    assert two.returncode == 0, two.stderr
+    assert "2 × cpu" in two.stderr
+    a, b = losses(tmp_path / "one" / "run"), losses(tmp_path / "two" / "run")
+    assert a.keys() == b.keys()
+    for step in a:
+        assert float.fromhex(a[step]) == pytest.approx(float.fromhex(b[step]), rel=2e-5)
+    first, second = weights(tmp_path / "one" / "run"), weights(tmp_path / "two" / "run")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_ranks_may_change_in_the_middle_of_a_run(clipkit: Run, tmp_path: Path) -> None:
+    plain = {"model__vision__dropout": 0.0, "model__text__dropout": 0.0}
+    one = clipkit("train", write_config(tmp_path / "one", **plain))
+    assert one.returncode == 0, one.stderr
+    config = write_config(tmp_path / "two", **plain)
+    clipkit("train", config, ranks=2, env={"CLIPKIT_FAILPOINT": "step-4:kill"})
+    resumed = clipkit("train", config)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from step 3" in resumed.stderr
+    a, b = losses(tmp_path / "one" / "run"), losses(tmp_path / "two" / "run")
+    assert a.keys() == b.keys()
+    for step in a:
+        assert float.fromhex(a[step]) == pytest.approx(float.fromhex(b[step]), rel=2e-5)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(clipkit: Run, tmp_path: Path) -> None:
+    config = write_config(tmp_path, train__steps=5000, train__save_every=3, data__workers=2)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clipkit", "train", str(config)],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("step 5/"):
+            os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "Traceback" not in "".join(lines)
+    assert "interrupted" in lines[-1]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # no loader worker is left
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["missing.yaml"], 2, "missing.yaml: no such config file"),
+        (["{config}", "optim.lrr=1"], 2, "optim.lrr: no such key. Did you mean optim.lr?"),
+        (["{config}", "train.batch_size=many"], 2, "train.batch_size: expected int, got many"),
+        (
+            ["{config}", "--optim.lr=1"],
+            2,
+            "Keys of the config are written without dashes: optim.lr=1",
+        ),
+        (["{config}", "data.train=no/such/folder"], 3, "no/such/folder"),
+        (["{config}", "data.train={empty}"], 3, "{empty}"),
+        (["{config}", "data.train={texts}"], 3, "{texts}"),
+        (["{config}", "train.batch_size=500"], 2, "500 is more than the 221 samples"),
+        (["{config}", "model.pretrained=no/such/model"], 4, "no/such/model"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_and_its_exit_code(
+    clipkit: Run, tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("no image")
+    (tmp_path / "texts" / "table.xlsx").write_text("no image")
+    names = {
+        "config": str(write_config(tmp_path)),
+        "empty": str(tmp_path / "empty"),
+        "texts": str(tmp_path / "texts"),
+    }
+    result = clipkit("train", *(argument.format(**names) for argument in arguments))
+    assert result.returncode == code, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("clipkit: ")]
+    assert len(lines) == 1, result.stderr
+    assert message.format(**names) in lines[0]
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_images_that_cannot_be_read_are_counted_and_too_many_end_the_run(
+    clipkit: Run, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(40):
+        Image.new("RGB", (40, 40), (6 * i, 100, 50)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"colour number {i}")
+    (folder / "3.png").write_text("<html>not found</html>")
+    (folder / "7.txt").write_text("  ")
+    small = {
+        "data__train": str(folder), "data__evaluate": {}, "train__batch_size": 20,
+        "train__steps": 4, "preprocess__vocab_size": 600,
+    }  # fmt: skip
+    config = write_config(tmp_path, **small)
+    result = clipkit("train", config, "data.max_skip_share=0.1")
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    # Two epochs of forty, two bad samples in each.
+    assert records[-1]["skipped"] == 4, result.stderr
+
+    for i in range(0, 40, 2):
+        (folder / f"{i}.png").write_text("<html>not found</html>")
+    shutil.rmtree(tmp_path / "run")
+    result = clipkit("train", config, "data.max_skip_share=0.1")
+    assert result.returncode == 3, result.stderr
+    assert "samples cannot be used" in result.stderr
+    assert "max_skip_share" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert json.loads((tmp_path / "run/status.json").read_text())["exit_code"] == 3
+
+
+def test_print_config_prints_the_whole_config_and_trains_nothing(
+    clipkit: Run, tmp_path: Path
+) -> None:
+    result = clipkit("train", write_config(tmp_path), "optim.lr=0.25", "--print-config")
+    assert result.returncode == 0, result.stderr
+    tree = yaml.safe_load(result.stdout)
+    assert tree["optim"]["lr"] == 0.25
+    assert tree["data"]["lanes"] == 8
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_dry_run_says_what_the_run_would_take(clipkit: Run, tmp_path: Path) -> None:
+    result = clipkit("train", write_config(tmp_path), "--dry-run")
+    assert result.returncode == 0, result.stderr
+    rows = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert rows["samples"].startswith("221 in 1 shards")
+    assert rows["steps"].startswith("9 of 48 pairs")
+    assert "(48, 3, 32, 32)" in result.stdout
+    assert not (tmp_path / "run").exists()
