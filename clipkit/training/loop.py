@@ -26,6 +26,7 @@ from clipkit.errors import (
     DataError,
     NonFiniteError,
 )
+from clipkit.evaluation.report import write_report
 from clipkit.evaluation.retrieval import evaluate_retrieval
 from clipkit.losses import contrastive_loss
 from clipkit.models import DualEncoder, build_model, resolve_attention, save_model
@@ -297,6 +298,7 @@ def _train(config: Config, folder: Path, allow_change: Sequence[str]) -> Path:
     if accelerator.is_main_process:
         card = model_card(config, len(reader), steps, results)
         save_model(model, result, config.preprocess, tokenizer, card=card)
+        write_report(folder)
         write_status(folder, "done", 0, step=steps, total_steps=steps, metrics=results)
         log.say(f"the model is in {result}")
     accelerator.wait_for_everyone()

@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-
 from test_run import ROOT, Run, losses, write_config
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")

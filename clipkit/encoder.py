@@ -1,0 +1,357 @@
+"""A trained model, ready to use: images and texts in any usual form → unit vectors.
+
+Everything that embeds (evaluation, zero-shot, search, the command line) goes through here, and
+every image through the one pixel policy of ``clipkit.data``, so that a picture gets the same
+vector however it was handed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipkit.config.schema import PreprocessConfig
+from clipkit.data import eval_transform
+from clipkit.data.tokenize import load_tokenizer, tokenize
+from clipkit.display.console import progress_bar
+from clipkit.errors import CheckpointError, ConfigError
+from clipkit.inputs import ImageInput, clean_text, is_one_image, open_image
+from clipkit.models import DualEncoder, load_model, load_preprocess
+from clipkit.types import Batch, Embeddings, Skip
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+    from transformers import PreTrainedTokenizerBase
+
+_T = TypeVar("_T")
+
+
+class EncodedBatch(NamedTuple):
+    """What one batch became.
+
+    Attributes:
+        batch: as the loader gave it, B rows.
+        image_embeds: (V, D) float32, the V valid rows of the batch; None if not asked for.
+        text_embeds: the same.
+    """
+
+    batch: Batch
+    image_embeds: np.ndarray | None
+    text_embeds: np.ndarray | None
+
+
+def load(
+    folder_or_name: str | Path,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Encoder:
+    """A model ready to embed.
+
+    Args:
+        folder_or_name: a run's folder, a Hugging Face folder, or a hub name.
+        device: ``cuda``, ``cuda:1``, ``mps``, ``cpu``; none: the best there is, in this order.
+        dtype: of the weights; none: float32.
+
+    Raises:
+        CheckpointError: there is no model, or it cannot be read.
+        ConfigError: the device does not exist here.
+    """
+    name = _model_folder(str(folder_or_name))
+    place = _device(device)
+    preprocess = load_preprocess(name)
+    tokenizer = load_tokenizer(name, context_length=preprocess.context_length)
+    model = load_model(name, dtype=dtype).to(place)
+    return Encoder(model, preprocess, tokenizer, place, name=name)
+
+
+class Encoder:
+    """Embeds images and texts with a model: one loaded by ``load``, or one in training.
+
+    A model in training is put into evaluation mode for each call and back after it.
+
+    Args:
+        model: on ``device`` already.
+        preprocess: how pixels and tokens are made.
+        tokenizer: the one the model was trained with.
+        device: where the model is.
+        autocast: dtype to compute in; none: that of the weights. Embeddings are float32 always.
+        name: the folder or hub name it was loaded from, for messages and manifests.
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        preprocess: PreprocessConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device | str,
+        *,
+        autocast: torch.dtype | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.model = model
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.device = torch.device(device)
+        self.autocast = autocast
+        self.name = name
+
+    @property
+    def embed_dim(self) -> int:
+        """D."""
+        return self.model.embed_dim
+
+    @property
+    def scale(self) -> float:
+        """The inverse temperature that cosines are multiplied by before a softmax."""
+        return float(self.model.logit_scale.detach().float().exp())
+
+    @cached_property
+    def folder(self) -> Path:
+        """The local folder of the model's files; for a hub name, in the hub's cache.
+
+        Raises:
+            CheckpointError: the model is not saved anywhere, as while it is being trained.
+        """
+        if self.name is None:
+            raise CheckpointError(
+                "this model has no folder; save it and load it with clipkit.load first."
+            )
+        if Path(self.name).is_dir():
+            return Path(self.name)
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.name, "config.json")
+        if not isinstance(found, str):
+            raise CheckpointError(f"{self.name}: it is no longer in the hub's cache; load it again")
+        return Path(found).parent
+
+    def encode_image(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        *,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Image embeddings.
+
+        Args:
+            images: one image or several. An image is a PIL image, a path (``str`` or
+                ``Path``), the ``bytes`` of an image file, an (H, W, 3) uint8 array or a
+                (3, H, W) uint8 tensor, RGB. Several: a list, an array or tensor with one
+                dimension more, or any iterable, which is read batch by batch.
+            batch_size: images at a time.
+            progress: whether to show a progress bar.
+
+        Returns:
+            (D,) for one image, (N, D) for several; float32, unit length.
+
+        Raises:
+            DataError: an image cannot be read; its index and the reason are named.
+            ClipkitError: an item is of another kind.
+        """
+        single = is_one_image(images)
+        items: Iterable[ImageInput] = [images] if single else images  # type: ignore[list-item, assignment]
+        parts: list[np.ndarray] = []
+        done = 0
+        with _bar(items, "image", progress) as bar:
+            for chunk in _chunks(items, batch_size):
+                pixels = [
+                    eval_transform(open_image(item, where=f"images[{done + i}]"), self.preprocess)
+                    for i, item in enumerate(chunk)
+                ]
+                parts.append(self._embed_pixels(torch.stack(pixels)))
+                done += len(chunk)
+                bar.update(len(chunk))
+        embeds = _concatenate(parts, self.embed_dim)
+        return embeds[0] if single else embeds
+
+    def encode_text(
+        self, texts: str | Sequence[str], *, batch_size: int = 256, progress: bool = False
+    ) -> np.ndarray:
+        """Text embeddings. A ``str`` is text, never the name of a file.
+
+        A text longer than the model's context is cut; a warning says how many were.
+
+        Args:
+            texts: one text or several.
+            batch_size: texts at a time.
+            progress: whether to show a progress bar.
+
+        Returns:
+            (D,) for one text, (N, D) for several; float32, unit length.
+
+        Raises:
+            ClipkitError: an item is no text, or an empty one; its index is named.
+        """
+        single = isinstance(texts, str)
+        items = [texts] if isinstance(texts, str) else list(texts)
+        cleaned = [clean_text(item, where=f"texts[{i}]") for i, item in enumerate(items)]
+        # Neighbours of one length need little padding: bytes stand for tokens well enough.
+        order = sorted(range(len(cleaned)), key=lambda i: len(cleaned[i].encode()))
+        embeds = np.empty((len(cleaned), self.embed_dim), dtype=np.float32)
+        cut = 0
+        with _bar(items, "text", progress) as bar:
+            for rows in _chunks(order, batch_size):
+                input_ids, number = tokenize(
+                    self.tokenizer,
+                    [cleaned[i] for i in rows],
+                    context_length=self.preprocess.context_length,
+                )
+                embeds[rows] = self._embed_ids(input_ids)
+                cut += number
+                bar.update(len(rows))
+        if cut:
+            _warn_cut(cut, len(items), self.preprocess.context_length)
+        return embeds[0] if single else embeds
+
+    def encode_batches(
+        self, loader: Iterable[Batch], *, images: bool = True, texts: bool = True
+    ) -> Iterator[EncodedBatch]:
+        """Embeds a loader batch by batch, for what does not fit into memory as a whole.
+
+        Args:
+            loader: see ``clipkit.data.build_eval_loader``.
+            images: whether to embed the images.
+            texts: whether to embed the captions.
+        """
+        for batch in loader:
+            yield EncodedBatch(
+                batch,
+                self._embed_pixels(batch.pixel_values[batch.valid]) if images else None,
+                self._embed_ids(batch.input_ids[batch.valid]) if texts else None,
+            )
+
+    def encode_loader(
+        self,
+        loader: Iterable[Batch],
+        *,
+        images: bool = True,
+        texts: bool = True,
+        progress: str | None = None,
+    ) -> Embeddings:
+        """Embeds all of a loader. Rows that are not valid are left out and in ``skipped``.
+
+        Args:
+            loader: see ``clipkit.data.build_eval_loader``.
+            images: whether to embed the images.
+            texts: whether to embed the captions.
+            progress: what a progress bar says; none: no bar.
+        """
+        keys: list[str] = []
+        skipped: list[Skip] = []
+        image_parts, text_parts = [], []
+        with progress_bar(progress or "", None, "sample", show=progress is not None) as bar:
+            for batch, image_embeds, text_embeds in self.encode_batches(
+                loader, images=images, texts=texts
+            ):
+                keys += [key for key, valid in zip(batch.keys, batch.valid, strict=True) if valid]
+                skipped += batch.skipped
+                if image_embeds is not None:
+                    image_parts.append(image_embeds)
+                if text_embeds is not None:
+                    text_parts.append(text_embeds)
+                bar.update(len(batch.keys))
+        return Embeddings(
+            keys=keys,
+            image_embeds=_concatenate(image_parts, self.embed_dim) if images else None,
+            text_embeds=_concatenate(text_parts, self.embed_dim) if texts else None,
+            skipped=skipped,
+        )
+
+    def _embed_pixels(self, pixel_values: Tensor) -> np.ndarray:
+        if not len(pixel_values):
+            return np.zeros((0, self.embed_dim), dtype=np.float32)
+        with self._evaluating():
+            return _to_numpy(self.model(pixel_values=pixel_values.to(self.device)).image_embeds)
+
+    def _embed_ids(self, input_ids: Tensor) -> np.ndarray:
+        if not len(input_ids):
+            return np.zeros((0, self.embed_dim), dtype=np.float32)
+        with self._evaluating():
+            return _to_numpy(self.model(input_ids=input_ids.to(self.device)).text_embeds)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = self.model.training
+        self.model.eval()
+        try:
+            with (
+                torch.inference_mode(),
+                torch.autocast(
+                    self.device.type, dtype=self.autocast, enabled=self.autocast is not None
+                ),
+            ):
+                yield
+        finally:
+            self.model.train(training)
+
+
+def _model_folder(name: str) -> str:
+    """A run's folder → the model in it; anything else as it is.
+
+    Raises:
+        CheckpointError: the run has no model yet.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return str(folder) if folder.is_dir() else name
+    if (folder / "model" / "config.json").is_file():
+        return str(folder / "model")
+    checkpoints = sorted(folder.glob("checkpoints/step-*/model"))
+    if checkpoints:
+        raise CheckpointError(
+            f"{name}: this run has not finished, so it has no model folder yet; its newest "
+            f"checkpoint is {checkpoints[-1]}"
+        )
+    return str(folder)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except Exception as error:  # torch raises RuntimeError, AssertionError and others here
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ConfigError(f"device: {name} cannot be used here ({reason})") from error
+    return torch.device(name)
+
+
+def _warn_cut(cut: int, total: int, context_length: int) -> None:
+    import warnings
+
+    warnings.warn(
+        f"{cut} of {total} texts were longer than the model's {context_length} tokens and were cut",
+        stacklevel=3,
+    )
+
+
+def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _bar(items: object, unit: str, progress: bool) -> tqdm[Any]:
+    total = len(items) if hasattr(items, "__len__") else None
+    return progress_bar("embed", total, unit, show=progress)
+
+
+def _concatenate(parts: list[np.ndarray], dim: int) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros((0, dim), dtype=np.float32)
+
+
+def _to_numpy(embeds: Tensor) -> np.ndarray:
+    array: np.ndarray = embeds.float().cpu().numpy()
+    return array

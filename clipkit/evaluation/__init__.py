@@ -1,0 +1,1 @@
+"""How good a model is: retrieval, zero-shot classification, and a page that shows it."""

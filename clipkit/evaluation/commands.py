@@ -1,0 +1,211 @@
+"""``clipkit eval`` and ``clipkit classify``: arguments, and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from clipkit.display.arguments import count, positive
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from clipkit.evaluation.zero_shot import ZeroShotResult
+
+
+def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``clipkit eval``."""
+    parser.add_argument("model", help="a run, or a model's folder or hub name")
+    parser.add_argument("source", help="image-caption pairs: a folder, file, glob or URL")
+    parser.add_argument(
+        "--caption", metavar="FIELD", help="the field with the captions, e.g. json.keywords"
+    )
+    parser.add_argument(
+        "--gallery",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="SOURCE",
+        help="more images that the right ones must be told apart from",
+    )
+    parser.add_argument("--batch-size", type=positive, default=256, metavar="N")
+    parser.add_argument("--workers", type=count, metavar="N", help="processes that read images")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there, too")
+    parser.add_argument("--html", metavar="FILE", help="write a page with searches there, too")
+    parser.set_defaults(run=run_eval)
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    """Measures retrieval in both directions and prints a table."""
+    import json
+    from pathlib import Path
+
+    from clipkit.config.schema import SourceConfig
+    from clipkit.data import open_source
+    from clipkit.display.console import (
+        default_workers,
+        format_table,
+        plain_warnings,
+        remark,
+        source_name,
+        write_text,
+    )
+    from clipkit.encoder import load
+    from clipkit.evaluation.gallery import retrieval_gallery
+    from clipkit.evaluation.report import metric_rows, write_report
+    from clipkit.evaluation.retrieval import embed_retrieval_set, summarise
+
+    reader = open_source(SourceConfig(path=args.source, caption=args.caption))
+    galleries = [open_source(SourceConfig(path=path, caption="none")) for path in args.gallery]
+    encoder = load(args.model)
+    with plain_warnings():
+        collected = embed_retrieval_set(
+            encoder,
+            reader,
+            batch_size=args.batch_size,
+            workers=default_workers() if args.workers is None else args.workers,
+            gallery=galleries,
+            progress=True,
+        )
+    assert collected is not None  # as there is one rank
+    metrics = summarise(collected, device=encoder.device)
+    header, rows = metric_rows({"": metrics})
+    print(format_table(header, [[row[0].strip(), *row[1:]] for row in rows], right=range(1, 9)))
+    for each in [reader, *galleries]:
+        for reason, number in each.dropped.items():
+            remark(f"{each.source.path}: left out {number:,} × {reason}")
+    if collected.skipped:
+        first = collected.skipped[0]
+        remark(f"{len(collected.skipped)} samples skipped; {first.origin}: {first.reason}")
+    if args.json:
+        record = {
+            "model": str(args.model),
+            "source": args.source,
+            "caption": args.caption,
+            "gallery": args.gallery,
+            "metrics": metrics,
+        }
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        write_text(Path(args.json), text)
+    if args.html:
+        name = source_name(args.source)
+        shown = retrieval_gallery(
+            collected, [reader, *galleries], title=f"Searches with the texts of {name}"
+        )
+        run_folder = encoder.folder.parent if encoder.folder.name == "model" else encoder.folder
+        write_report(run_folder, results={name: metrics}, galleries=[shown], out=Path(args.html))
+        remark(f"the page is {args.html}")
+    return 0
+
+
+def add_classify_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``clipkit classify``."""
+    parser.add_argument("model", help="a run, or a model's folder or hub name")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or a folder of them")
+    parser.add_argument(
+        "--labels", required=True, metavar="A,B,C", help="the classes in words, between commas"
+    )
+    parser.add_argument(
+        "--template",
+        metavar="TEXT",
+        help="what stands around a label, e.g. 'a photo of a {}', or the name of a set: photo, "
+        "art, sketch, satellite, texture",
+    )
+    parser.add_argument("-k", type=positive, default=3, metavar="N", help="labels an image")
+    parser.add_argument("--batch-size", type=positive, default=64, metavar="N")
+    parser.add_argument("--json", action="store_true", help="print a JSON object an image")
+    parser.set_defaults(run=run_classify)
+
+
+def run_classify(args: argparse.Namespace) -> int:
+    """Prints the likeliest labels of each image; images that cannot be read are named, skipped
+    and counted."""
+    import sys
+
+    from clipkit.display.console import plain_warnings, progress_bar, remark
+    from clipkit.encoder import load
+    from clipkit.errors import DataError
+    from clipkit.evaluation.zero_shot import ZeroShotClassifier, ZeroShotResult
+
+    names = _image_files(args.images)
+    labels = [label.strip() for label in args.labels.split(",") if label.strip()]
+    encoder = load(args.model)
+    with plain_warnings():
+        classifier = ZeroShotClassifier(encoder, labels, args.template)
+    failed: list[str] = []
+    # On a terminal the results themselves are the progress.
+    with progress_bar("classify", len(names), "image", show=not sys.stdout.isatty()) as bar:
+        for chunk, images in _open_images(names, args.batch_size, failed):
+            embeds = encoder.encode_image(images, batch_size=args.batch_size)
+            result = ZeroShotResult(labels, classifier.probabilities(embeds), chunk)
+            _print_result(result, args.k, width=max(map(len, names)), as_json=args.json)
+            bar.update(len(chunk))
+    if failed:
+        remark(f"{len(failed)} of {len(names)} images cannot be read and were skipped")
+    if len(failed) == len(names):
+        raise DataError(f"{names[0]}: not one of {len(names)} images can be read")
+    return 0
+
+
+def _image_files(names: Sequence[str]) -> list[str]:
+    """Folders → the images in them.
+
+    Raises:
+        DataError: a name is missing, or there is no image in all of them.
+    """
+    from pathlib import Path
+
+    from clipkit.data.files import walk
+    from clipkit.data.reader import IMAGE_EXTENSIONS
+    from clipkit.errors import DataError
+
+    found: list[str] = []
+    for name in names:
+        if Path(name).is_dir():
+            files = [f for f in walk(name) if f.lower().rsplit(".", 1)[-1] in IMAGE_EXTENSIONS]
+            if not files:
+                raise DataError(
+                    f"{name}: no images are in this folder (looked for "
+                    f"{', '.join(IMAGE_EXTENSIONS)})"
+                )
+            found += [str(Path(name) / file) for file in files]
+        else:
+            found.append(name)  # what is missing is named when it is its turn
+    return found
+
+
+def _open_images(
+    names: Sequence[str], size: int, failed: list[str]
+) -> Iterator[tuple[list[str], list[Image]]]:
+    """Batches of images that can be read; the others are told, and added to ``failed``."""
+    from clipkit.display.console import remark
+    from clipkit.errors import DataError
+    from clipkit.inputs import open_image
+
+    for start in range(0, len(names), size):
+        kept, images = [], []
+        for name in names[start : start + size]:
+            try:
+                images.append(open_image(name, where=name))
+                kept.append(name)
+            except DataError as error:
+                remark(str(error))
+                failed.append(name)
+        if images:
+            yield kept, images
+
+
+def _print_result(result: ZeroShotResult, k: int, *, width: int, as_json: bool) -> None:
+    import json
+
+    from clipkit.display.console import pad
+
+    label_width = max(map(len, result.labels))
+    for name, best in zip(result.names, result.top(k), strict=True):
+        if as_json:
+            scores = [{"label": label, "score": score} for label, score in best]
+            print(json.dumps({"image": name, "labels": scores}, ensure_ascii=False))
+        else:
+            cells = [f"{pad(label, label_width)} {score:6.1%}" for label, score in best]
+            print("  ".join([pad(name, width), *cells]))

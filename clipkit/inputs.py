@@ -1,0 +1,102 @@
+"""Whatever a user calls an image or a text → an RGB PIL image, a clean text.
+
+There is no guessing between the two: where an image is wanted a ``str`` is a path, where a
+text is wanted it is text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipkit.config.schema import DataConfig
+from clipkit.data import ImageError, decode_image, to_rgb
+from clipkit.data.tokenize import clean_caption
+from clipkit.errors import ClipkitError, DataError
+
+ImageInput: TypeAlias = Image.Image | Path | str | bytes | np.ndarray | Tensor
+MAX_IMAGE_PIXELS = DataConfig().max_image_pixels
+_ACCEPTED = (
+    "a PIL image, a path, the bytes of an image file, an (H, W, 3) uint8 array or a "
+    "(3, H, W) uint8 tensor"
+)
+
+
+def open_image(item: Any, *, where: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """An image of any accepted kind as an RGB PIL image, by the one pixel policy.
+
+    Args:
+        item: see ``Encoder.encode_image``.
+        where: what to call it in a message, e.g. ``images[3]``.
+        max_pixels: above which an encoded image is refused before it is decoded.
+
+    Raises:
+        DataError: it cannot be read or decoded.
+        ClipkitError: it is of another kind.
+    """
+    try:
+        if isinstance(item, Image.Image):
+            return to_rgb(item)
+        if isinstance(item, str | Path):
+            where = str(item)
+            return decode_image(_read_file(Path(item)), max_pixels=max_pixels)
+        if isinstance(item, bytes | bytearray | memoryview):
+            return decode_image(bytes(item), max_pixels=max_pixels)
+    except ImageError as error:
+        raise DataError(f"{where}: the image cannot be decoded ({error})") from error
+    if isinstance(item, Tensor) and item.dtype == torch.uint8 and item.ndim == 3 and len(item) == 3:
+        item = item.permute(1, 2, 0).cpu().numpy()
+    elif isinstance(item, Tensor):
+        raise ClipkitError(
+            f"{where}: a {_plain(item.dtype)} tensor of shape {tuple(item.shape)}; give {_ACCEPTED}"
+        )
+    if isinstance(item, np.ndarray):
+        if item.dtype == np.uint8 and item.ndim == 3 and item.shape[2] == 3 and item.size:
+            return Image.fromarray(np.ascontiguousarray(item))
+        raise ClipkitError(f"{where}: a {item.dtype} array of shape {item.shape}; give {_ACCEPTED}")
+    raise ClipkitError(f"{where}: a {type(item).__name__}; give {_ACCEPTED}")
+
+
+def is_one_image(images: object) -> bool:
+    """Whether this is a single image and not several."""
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim != 4
+    kinds = (Image.Image, Path, str, bytes, bytearray, memoryview, Mapping)
+    return isinstance(images, kinds) or not isinstance(images, Iterable)
+
+
+def clean_text(item: object, *, where: str) -> str:
+    """A text as captions are cleaned for training.
+
+    Raises:
+        ClipkitError: it is no text, or nothing is left of it.
+    """
+    if not isinstance(item, str):
+        raise ClipkitError(f"{where}: a {type(item).__name__}; give a text (str)")
+    text = clean_caption(item)
+    if text is None:
+        raise ClipkitError(f"{where}: an empty text; leave it out")
+    return text
+
+
+def _read_file(path: Path) -> bytes:
+    path = path.expanduser()
+    if path.is_dir():
+        raise DataError(f"{path}: this is a folder; give the images in it")
+    if not path.is_file():
+        hint = "; URLs are not fetched" if "://" in str(path) or ":/" in str(path) else ""
+        raise DataError(f"{path}: no such file{hint}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

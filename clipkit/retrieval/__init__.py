@@ -1,0 +1,1 @@
+"""Embeddings on disk, and finding in them what one looks for."""

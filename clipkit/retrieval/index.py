@@ -1,0 +1,124 @@
+"""(Q, D) queries → their nearest rows of a store, exactly.
+
+Rows are read from disk in blocks, multiplied, and merged with the best so far, so that memory
+depends on the block and not on the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from clipkit.errors import CheckpointError, ClipkitError
+from clipkit.retrieval.store import EmbeddingStore
+
+_BLOCK = 16_384  # rows at a time: 32 MiB at D = 512
+_QUERIES = 256  # at a time: 16 MiB of scores a block
+
+
+class Index:
+    """Exact search by inner product, which for unit vectors is the cosine.
+
+    Args:
+        parts: arrays of (rows, D) that lie end to end; row numbers count through them.
+
+    Raises:
+        ClipkitError: there is nothing to search in, or D differs.
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = [part for part in parts if len(part)]
+        dims = {part.shape[1] for part in self.parts}
+        if len(dims) != 1:
+            raise ClipkitError(
+                f"index: arrays of {sorted(dims)} columns; all must have as many"
+                if dims
+                else "index: there is nothing to search in; it has no rows"
+            )
+        self.dim: int = dims.pop()
+
+    @classmethod
+    def open(cls, store: EmbeddingStore, kind: Literal["auto", "image", "text"] = "auto") -> Index:
+        """An index over a store.
+
+        Args:
+            store: where the vectors are.
+            kind: which of its vectors; auto: images, or texts where there are no images.
+
+        Raises:
+            CheckpointError: the store has no vectors of this kind.
+        """
+        if kind == "auto":
+            kind = "image" if store.image_embeds else "text"
+        parts = store.image_embeds if kind == "image" else store.text_embeds
+        if not parts:
+            raise CheckpointError(f"{store.folder}: no {kind} embeddings are in this store")
+        return cls(parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def search(self, query_embeds: np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        """The k rows with the highest scores for each query, the best first.
+
+        Of rows with one score the lower number comes first.
+
+        Args:
+            query_embeds: (Q, D), or (D,) for one query.
+            k: rows wanted; fewer come back where there are fewer.
+
+        Returns:
+            scores (Q, k) float32 and rows (Q, k) int64; (k,) each for one query.
+
+        Raises:
+            ClipkitError: the queries have another D, or k is less than 1.
+        """
+        queries = np.atleast_2d(np.ascontiguousarray(query_embeds, dtype=np.float32))
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise ClipkitError(
+                f"query_embeds: shape {np.shape(query_embeds)}, where the index has vectors of "
+                f"{self.dim}; embed the queries with the model that made it"
+            )
+        if k < 1:
+            raise ClipkitError(f"k: {k}; ask for 1 or more")
+        found = [
+            self._search_block(queries[q : q + _QUERIES], min(k, len(self)))
+            for q in range(0, max(len(queries), 1), _QUERIES)
+        ]
+        scores = np.concatenate([part for part, _ in found])
+        rows = np.concatenate([part for _, part in found])
+        return (scores[0], rows[0]) if np.ndim(query_embeds) == 1 else (scores, rows)
+
+    def _search_block(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        best = np.zeros((len(queries), 0), dtype=np.float32)  # (Q, ≤ k), the best first
+        best_rows = np.zeros((len(queries), 0), dtype=np.int64)
+        start = 0
+        for part in self.parts:
+            for begin in range(0, len(part), _BLOCK):
+                block = np.asarray(part[begin : begin + _BLOCK], dtype=np.float32)
+                scores, rows = _top(queries @ block.T, k)
+                # What was there before has lower row numbers, so a stable sort keeps it first.
+                scores = np.concatenate([best, scores], axis=1)
+                rows = np.concatenate([best_rows, rows + start], axis=1)
+                order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+                best = np.take_along_axis(scores, order, axis=1)
+                best_rows = np.take_along_axis(rows, order, axis=1)
+                start += len(block)
+        return best, best_rows
+
+
+def _top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, n) → the k highest of each row and their columns, best first, lower column first."""
+    if scores.shape[1] > 4 * k:
+        # Partitioning alone leaves open which of several equal scores gets in. All of them are
+        # let in, and the stable sort chooses.
+        kth = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]  # (Q, 1)
+        width = int((scores >= kth).sum(axis=1).max()) if len(scores) else k
+        candidates = np.argsort(scores < kth, axis=1, kind="stable")[:, :width]
+    else:
+        candidates = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    kept = np.take_along_axis(scores, candidates, axis=1)
+    order = np.argsort(-kept, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(kept, order, axis=1), np.take_along_axis(candidates, order, axis=1)

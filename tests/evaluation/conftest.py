@@ -1,0 +1,3 @@
+"""The tiny model for the tests of this folder."""
+
+from tiny_model import tiny_encoder, tiny_folder  # noqa: F401

@@ -1,0 +1,86 @@
+"""Zero-shot classification: probabilities, prompts, what is refused, what is shown."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_model import noise_image
+
+from clipkit.encoder import Encoder
+from clipkit.errors import ConfigError
+from clipkit.evaluation.prompts import TEMPLATES
+from clipkit.evaluation.zero_shot import ZeroShotClassifier
+
+
+def test_probabilities_are_the_softmax_of_scaled_cosines(tiny_encoder: Encoder) -> None:
+    images, labels = [noise_image(i) for i in range(5)], ["red", "blue", "一只猫"]
+    result = ZeroShotClassifier(tiny_encoder, labels)(images)
+    cosines = tiny_encoder.encode_image(images) @ tiny_encoder.encode_text(labels).T
+    logits = np.exp(cosines.astype(np.float64) / 0.07)
+    expected = logits / logits.sum(axis=1, keepdims=True)
+    assert result.labels == labels
+    np.testing.assert_allclose(result.scores, expected, atol=1e-5)
+    assert result.scores.shape == (5, 3)
+
+
+def test_templates_and_several_names_are_averaged(tiny_encoder: Encoder) -> None:
+    classifier = ZeroShotClassifier(
+        tiny_encoder, {"pet": ["cat", "dog"], "home": ["house"]}, ["a {}", "the {}"]
+    )
+    embeds = tiny_encoder.encode_text(["a cat", "the cat", "a dog", "the dog"])
+    mean = embeds.mean(axis=0)
+    np.testing.assert_allclose(classifier.class_embeds[0], mean / np.linalg.norm(mean), atol=1e-6)
+    assert classifier.labels == ["pet", "home"]
+
+
+def test_one_image_gives_one_row_and_top_sorts_it(tiny_encoder: Encoder) -> None:
+    result = ZeroShotClassifier(tiny_encoder, ["red", "blue", "cat"], "a {}")(noise_image(0))
+    assert result.scores.shape == (1, 3)
+    ((best, second),) = result.top(2)
+    assert best[1] >= second[1]
+    assert best[0] == result.labels[int(result.scores[0].argmax())]
+    assert len(result.top(9)[0]) == 3
+    assert "image 0" in repr(result)
+    assert best[0] in repr(result)
+
+
+def test_paths_name_the_rows_of_the_table(tiny_encoder: Encoder, tmp_path) -> None:
+    paths = []
+    for i in range(30):
+        paths.append(tmp_path / f"picture-{i}.png")
+        noise_image(i).save(paths[-1])
+    result = ZeroShotClassifier(tiny_encoder, ["red", "blue"])(paths)
+    lines = repr(result).splitlines()
+    assert lines[0].startswith(str(paths[0]))
+    assert lines[-1] == "… and 10 more images"
+    empty = ZeroShotClassifier(tiny_encoder, ["red", "blue"])([])
+    assert len(empty) == 0
+    assert "no images" in repr(empty)
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut")
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_named_sets_have_a_place_for_the_label(tiny_encoder: Encoder, name: str) -> None:
+    assert all(template.count("{}") == 1 for template in TEMPLATES[name])
+    assert ZeroShotClassifier(tiny_encoder, ["a", "b"], name).class_embeds.shape == (2, 24)
+
+
+@pytest.mark.parametrize(
+    ("labels", "templates", "message"),
+    [
+        ([], None, "there are none"),
+        (["cat", "cat"], None, "'cat' stands there twice"),
+        (["cat", " "], None, "' ' has no name"),
+        ("cat,dog", None, "give a list"),
+        ({"cat": []}, None, "'cat' has no name"),
+        (["cat"], "photos", "did you mean photo?"),
+        (["cat"], "a picture", r"no \{\} where the label goes"),
+        (["cat"], ["a {}", "the"], r"'the' has no \{\}"),
+        (["cat"], [], "the list is empty"),
+    ],
+)
+def test_labels_and_templates_that_cannot_work_are_refused(
+    tiny_encoder: Encoder, labels: object, templates: object, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ZeroShotClassifier(tiny_encoder, labels, templates)  # type: ignore[arg-type]

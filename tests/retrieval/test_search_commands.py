@@ -1,0 +1,100 @@
+"""``clipkit embed`` and ``clipkit search``, and both through the real command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_model import noise_image, noise_shard, save_tiny_model
+
+from clipkit.cli import main
+
+
+@pytest.fixture
+def store(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    data = noise_shard(tmp_path / "a.tar", 9)
+    command = ["embed", str(tiny_folder), str(data), str(tmp_path / "store"), "--workers", "0"]
+    assert main(command) == 0
+    out, _ = capsys.readouterr()
+    assert out == f"{tmp_path / 'store'}: images and captions of 9 samples, 24 numbers each\n"
+    return tmp_path / "store"
+
+
+def test_search_prints_a_table_a_query(
+    tiny_folder: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", str(tiny_folder), str(store), "red", "一只猫", "-k", "3"]) == 0
+    blocks = capsys.readouterr().out.strip().split("\n\n")
+    assert [block.splitlines()[0] for block in blocks] == ['"red"', '"一只猫"']
+    header, *rows = blocks[0].splitlines()[1:]
+    assert header.split() == ["score", "caption", "key", "origin"]
+    assert len(rows) == 3
+    scores = [float(row.split()[0]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert "a.tar, sample 0000" in rows[0]
+
+
+def test_search_by_picture_as_json_and_as_a_page(
+    tiny_folder: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise_image(4).save(tmp_path / "asked.png")
+    page = tmp_path / "page.html"
+    command = ["search", str(tiny_folder), str(store), "--image", str(tmp_path / "asked.png")]
+    assert main([*command, "-k", "99", "--json", "--html", str(page)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(record["hits"]) == 9
+    assert record["hits"][0]["key"] == "00004"
+    assert record["hits"][0]["score"] == pytest.approx(1, abs=1e-5)
+    assert page.read_text().count("data:image/webp;base64,") == 10  # the question as well
+
+
+def test_another_model_and_other_mistakes_end_in_one_line(
+    tiny_folder: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    (tmp_path / "empty").mkdir()
+    for command, code, message in (
+        (["search", other, store, "red"], 4, "made with the model"),
+        (["search", tiny_folder, tmp_path / "nothing", "red"], 4, "no such folder"),
+        (["search", tiny_folder, store], 2, "nothing to look for"),
+        (["search", tiny_folder, store, " "], 2, "texts[0]: an empty text"),
+        (["search", tiny_folder, store, "--image", "x.png"], 3, "x.png: no such file"),
+        (["embed", tiny_folder, tmp_path / "nothing", tmp_path / "out"], 3, "nothing"),
+        (["embed", tiny_folder, tmp_path / "empty", tmp_path / "out"], 3, "empty"),
+        (["embed", tiny_folder, tmp_path / "a.tar", store], 4, "--overwrite"),
+        (["embed", tiny_folder, tmp_path / "a.tar", tmp_path / "other"], 4, "is no store"),
+    ):
+        assert main(list(map(str, command))) == code, command
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert len(err.splitlines()) == 1, err
+        assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_alone_can_be_embedded_on_demand(
+    tiny_folder: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["embed", str(tiny_folder), str(tmp_path / "a.tar"), str(store), "--overwrite"]
+    assert main([*command, "--caption", "none", "--workers", "0"]) == 0
+    assert capsys.readouterr().out.endswith(": images of 9 samples, 24 numbers each\n")
+
+
+@pytest.mark.slow
+def test_the_real_command_line_embeds_and_searches(
+    clipkit: Callable[..., Any], tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/model").symlink_to(tiny_folder)
+    data = noise_shard(tmp_path / "a.tar", 300)
+    done = clipkit("embed", "run", data, "store", "--workers", 2, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = clipkit("search", "run", "store", "red number 3", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 8
+    done = clipkit("search", tmp_path, "store", "red", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "Traceback" not in done.stderr

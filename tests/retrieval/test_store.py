@@ -1,0 +1,229 @@
+"""embed → a store → search: the way there and back, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tiny_model import noise_image, noise_shard, png_bytes, save_tiny_model, write_shard
+
+import clipkit
+from clipkit.encoder import Encoder
+from clipkit.errors import CheckpointError, ClipkitError, ConfigError, DataError
+from clipkit.retrieval import writer as writer_module
+from clipkit.retrieval.embed import embed
+from clipkit.retrieval.page import search_page
+from clipkit.retrieval.search import search, search_embeds
+from clipkit.retrieval.store import EmbeddingStore
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    return noise_shard(tmp_path / "data/a.tar", 20)
+
+
+def _embed(encoder: Encoder, source: Path, out: Path, **options: object) -> EmbeddingStore:
+    return embed(encoder, str(source), out, progress=False, **options)  # type: ignore[arg-type]
+
+
+def test_a_store_holds_what_the_encoder_gives(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "PART_ROWS", 8)
+    store = _embed(tiny_encoder, shard, tmp_path / "store", batch_size=3)
+    images = tiny_encoder.encode_image([noise_image(i) for i in range(20)])
+    texts = tiny_encoder.encode_text(store.table["caption"].to_pylist())
+    assert [len(part) for part in store.image_embeds] == [9, 9, 2]
+    np.testing.assert_allclose(np.concatenate(store.image_embeds), images, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(store.text_embeds), texts, atol=1e-6)
+    assert len(store) == 20
+    assert store.table["key"].to_pylist() == [f"{i:05d}" for i in range(20)]
+    assert store.table["source_row"].to_pylist() == list(range(20))
+    assert "a.tar" in store.table["origin"][3].as_py()
+    assert isinstance(store.image_embeds[0], np.memmap)
+
+
+def test_a_store_reads_without_clipkit(tiny_encoder: Encoder, shard: Path, tmp_path: Path) -> None:
+    _embed(tiny_encoder, shard, tmp_path / "store")
+    embeds = np.load(tmp_path / "store/image_embeds-00000.npy", allow_pickle=False)
+    table = pq.read_table(tmp_path / "store/items.parquet")
+    manifest = json.loads((tmp_path / "store/manifest.json").read_text())
+    assert embeds.shape == (20, 24)
+    assert embeds.dtype == np.float32
+    assert table.column_names == ["key", "caption", "origin", "source_row"]
+    assert (manifest["rows"], manifest["dim"], manifest["normalised"]) == (20, 24, True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "store"]
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_the_others_keep_their_pictures(
+    tiny_encoder: Encoder, tmp_path: Path
+) -> None:
+    samples = [(png_bytes(noise_image(i)), f"cat {i}") for i in range(6)]
+    samples[0], samples[3] = (b"", "cat 0"), (b"<html>", "cat 3")
+    path = write_shard(tmp_path / "a.tar", samples)
+    store = _embed(tiny_encoder, path, tmp_path / "store", batch_size=2)
+    assert store.table["source_row"].to_pylist() == [1, 2, 4, 5]
+    assert store.manifest["skipped"] == {"empty file": 1, "HTML, not an image": 1}
+    hits = search(tiny_encoder, store, image=noise_image(4), k=1)
+    assert (hits[0].key, hits[0].source_row, hits[0].row) == ("00004", 4, 2)
+    assert hits[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_images_without_captions_are_embedded_alone(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        noise_image(i).save(tmp_path / f"photos/{i}.png")
+    store = _embed(tiny_encoder, tmp_path / "photos", tmp_path / "store")
+    assert store.text_embeds == []
+    assert store.table["caption"].to_pylist() == [None] * 3
+    assert search(tiny_encoder, store, image=tmp_path / "photos/1.png", k=1)[0].row == 1
+    assert len(search(tiny_encoder, store, text="red", k=9)) == 3
+
+
+def test_captions_alone_can_be_embedded_and_searched(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    store = _embed(tiny_encoder, shard, tmp_path / "store", images=False)
+    assert store.image_embeds == []
+    hit = search(tiny_encoder, store, text="blue number 2", k=1)[0]
+    assert (hit.caption, round(hit.score, 4)) == ("blue number 2", 1.0)
+    with pytest.raises(ConfigError, match="neither"):
+        _embed(tiny_encoder, shard, tmp_path / "other", images=False, texts=False)
+
+
+def test_search_by_text_equals_brute_force(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    store = _embed(tiny_encoder, shard, tmp_path / "store")
+    queries = tiny_encoder.encode_text(["red", "a house"])
+    expected = np.argsort(-(queries @ np.concatenate(store.image_embeds).T), axis=1)[:, :4]
+    found = search_embeds(tiny_encoder, store, queries, k=4)
+    assert [[hit.row for hit in hits] for hits in found] == expected.tolist()
+    assert [hit.row for hit in search(tiny_encoder, store, "a house", k=4)] == expected[1].tolist()
+    for wrong in ({}, {"text": "a", "image": noise_image(0)}):
+        with pytest.raises(ConfigError, match="one of the two"):
+            search(tiny_encoder, store, **wrong)  # type: ignore[arg-type]
+
+
+def test_another_model_is_refused_by_name(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    store = _embed(tiny_encoder, shard, tmp_path / "store")
+    other = clipkit.load(save_tiny_model(tmp_path / "other", seed=1), device="cpu")
+    with pytest.raises(CheckpointError, match=r"made with the model .*, not with .*other"):
+        search(other, store, "red")
+    same = clipkit.load(save_tiny_model(tmp_path / "copy", seed=0), device="cpu")
+    assert search(same, store, "red")
+
+
+def test_other_preprocessing_with_the_same_weights_is_refused(
+    tiny_encoder: Encoder, tiny_folder: Path, shard: Path, tmp_path: Path
+) -> None:
+    store = _embed(tiny_encoder, shard, tmp_path / "store")
+    copy = save_tiny_model(tmp_path / "other", seed=0)
+    config = json.loads((copy / "preprocessor_config.json").read_text())
+    config["image_mean"] = [0.5, 0.5, 0.5]
+    (copy / "preprocessor_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="preprocessing"):
+        search(clipkit.load(copy, device="cpu"), store, "red")
+
+
+def test_a_store_is_replaced_only_when_asked_for(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    _embed(tiny_encoder, shard, out)
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        _embed(tiny_encoder, shard, out)
+    small = noise_shard(tmp_path / "b.tar", 2)
+    assert len(_embed(tiny_encoder, small, out, overwrite=True)) == 2
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("dear")
+    with pytest.raises(CheckpointError, match="is no store"):
+        _embed(tiny_encoder, shard, mine, overwrite=True)
+    assert (mine / "letter.txt").read_text() == "dear"
+
+
+def test_a_failed_embedding_leaves_the_old_store_and_nothing_else(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    _embed(tiny_encoder, shard, out)
+    bad = write_shard(tmp_path / "bad.tar", [(b"x", "cat")] * 3)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(DataError, match=r"none of 3 samples can be used \(the first: "):
+        _embed(tiny_encoder, bad, out, overwrite=True)
+    with pytest.raises(DataError):
+        _embed(tiny_encoder, tmp_path / "nowhere", out, overwrite=True)
+    assert len(EmbeddingStore(out)) == 20
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".npz") == before
+
+
+def test_what_is_no_whole_store_is_refused_in_one_line(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    _embed(tiny_encoder, shard, folder)
+    manifest, part = folder / "manifest.json", folder / "image_embeds-00000.npy"
+    good, vectors = manifest.read_text(), part.read_bytes()
+
+    def refused(match: str) -> None:
+        with pytest.raises(CheckpointError, match=match) as caught:
+            EmbeddingStore(folder)
+        assert "\n" not in str(caught.value)
+
+    part.write_bytes(vectors[:-100])
+    refused("manifest says")
+    part.unlink()
+    refused("missing")
+    # A pickle of the right size must not be loaded.
+    np.save(part, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    facts = json.loads(good)
+    facts["parts"][part.name]["bytes"] = part.stat().st_size
+    manifest.write_text(json.dumps(facts))
+    refused("not an array of numbers")
+    facts["parts"] = {"../../etc/passwd": {"rows": 1, "bytes": 1}}
+    manifest.write_text(json.dumps(facts))
+    refused("parts is missing or broken")
+    manifest.write_text(good.replace('"version": 1', '"version": 9'))
+    refused("version 9")
+    manifest.write_text('{"format": "other"}')
+    refused("not the manifest of a store")
+    manifest.write_text(good[:40])
+    refused("cannot be read")
+    manifest.unlink()
+    refused("no manifest.json")
+    with pytest.raises(CheckpointError, match="no such folder"):
+        EmbeddingStore(tmp_path / "nothing")
+
+
+def test_the_page_shows_pictures_and_says_why_where_it_cannot(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    store = _embed(tiny_encoder, shard, tmp_path / "store")
+    found = [search(tiny_encoder, store, "<script>red", k=3)]
+    html, fault = search_page(store, ["<script>red"], found)
+    assert fault is None
+    assert html.count("data:image/webp;base64,") == 3
+    assert "<script>" not in html
+    noise_shard(shard, 21)
+    html, fault = search_page(store, ["red"], found)
+    assert fault is not None
+    assert "has changed" in fault
+    assert "data:image/webp" not in html
+    shard.unlink()
+    _, fault = search_page(store, ["red"], found)
+    assert fault is not None
+    assert "no pictures can be shown" in fault
+
+
+def test_a_model_in_no_folder_cannot_name_itself(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    nameless = Encoder(tiny_encoder.model, tiny_encoder.preprocess, tiny_encoder.tokenizer, "cpu")
+    with pytest.raises(ClipkitError, match="has no folder"):
+        _embed(nameless, shard, tmp_path / "store")
