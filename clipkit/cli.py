@@ -17,9 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (see :mod:`clipkit.errors`)."""
     parser = build_parser()
     args, unknown = parser.parse_known_args(argv)
-    if args.command == "train":
-        # argparse takes no further key=value once an option has stood between them.
-        args.overrides += [word for word in unknown if not word.startswith("-")]
+    if "rest" in args:
+        # argparse takes nothing more into a list of words once an option has stood before it.
+        getattr(args, args.rest).extend(word for word in unknown if not word.startswith("-"))
         unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
         hint = ""
@@ -82,7 +82,7 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help="go on with a run although this key of its config has changed; may be repeated",
     )
-    parser.set_defaults(run=_train)
+    parser.set_defaults(run=_train, rest="overrides")
 
 
 def _train(args: argparse.Namespace) -> int:

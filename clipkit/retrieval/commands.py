@@ -63,7 +63,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-k", type=positive, default=5, metavar="N", help="results a query")
     parser.add_argument("--json", action="store_true", help="print a JSON object a query")
     parser.add_argument("--html", metavar="FILE", help="write a page with the pictures, too")
-    parser.set_defaults(run=run_search)
+    parser.set_defaults(run=run_search, rest="texts")
 
 
 def run_search(args: argparse.Namespace) -> int:
