@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import unicodedata
 import warnings
@@ -27,9 +28,7 @@ def progress_bar(label: str, total: int | None, unit: str, *, show: bool = True)
         show: whether to show it at all.
     """
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
-        return tqdm(
-            total=total, desc=label, unit=unit, disable=not show, dynamic_ncols=True, delay=0.3
-        )
+        return tqdm(total=total, desc=label, unit=unit, disable=not show, delay=0.3, **bar_size())
     return tqdm(
         total=total,
         disable=not show,
@@ -39,6 +38,12 @@ def progress_bar(label: str, total: int | None, unit: str, *, show: bool = True)
         mininterval=10,
         delay=5,
     )
+
+
+def bar_size() -> dict[str, Any]:
+    """tqdm's room. Some terminals say that they have none, and tqdm then shows nothing."""
+    size = shutil.get_terminal_size((100, 24))
+    return {"ncols": size.columns, "nrows": size.lines}
 
 
 class _Lines:

@@ -44,7 +44,7 @@ from clipkit.training.checkpoint import (
 from clipkit.training.failpoint import failpoint
 from clipkit.training.optim import build_optimizer, learning_rate
 from clipkit.training.run import check_unchanged, prepare_tokenizer, resolve_preprocess
-from clipkit.training.tracking import Clock, RunLog, write_status
+from clipkit.training.tracking import Clock, RunLog, check_trackers, write_status
 from clipkit.types import Batch
 
 MAX_NONFINITE_STEPS = 10  # in a row
@@ -97,6 +97,7 @@ def total_steps(config: Config, num_samples: int) -> int:
 
 
 def _train(config: Config, folder: Path, allow_change: Sequence[str]) -> Path:
+    check_trackers(config.train.trackers)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else torchrun on a CPU is N runs of one rank
         mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),

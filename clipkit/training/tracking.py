@@ -7,14 +7,33 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from tqdm import tqdm
 
+from clipkit.display.console import bar_size
+from clipkit.errors import ConfigError
 from clipkit.evaluation.report import read_metrics
 from clipkit.training.checkpoint import write_json
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuses what accelerate would fail on, or leave out in silence.
+
+    Raises:
+        ConfigError: no such tracker, or its package is not installed.
+    """
+    known, installed = LoggerType.list(), [str(name) for name in get_available_trackers()]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"train.trackers: {name}; accelerate knows {', '.join(known)}")
+        if name != "all" and name not in installed:
+            raise ConfigError(f"train.trackers: {name} is not installed; pip install {name}")
 
 
 class Clock:
@@ -72,7 +91,7 @@ class RunLog:
         if sys.stderr.isatty():
             self.bar = tqdm(
                 total=total_steps, initial=start_step, unit="step", desc="train",
-                dynamic_ncols=True, file=sys.stderr,
+                file=sys.stderr, **bar_size(),
             )  # fmt: skip
 
     def say(self, line: str) -> None:

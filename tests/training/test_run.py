@@ -243,6 +243,8 @@ def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(clipkit: Run, tmp_path: Pat
             2,
             "Keys of the config are written without dashes: optim.lr=1",
         ),
+        (["{config}", "train.trackers=[tensorbord]"], 2, "tensorbord; accelerate knows"),
+        (["{config}", "train.trackers=[clearml]"], 2, "clearml is not installed"),
         (["{config}", "data.train=no/such/folder"], 3, "no/such/folder"),
         (["{config}", "data.train={empty}"], 3, "{empty}"),
         (["{config}", "data.train={texts}"], 3, "{texts}"),
@@ -325,3 +327,30 @@ def test_dry_run_says_what_the_run_would_take(clipkit: Run, tmp_path: Path) -> N
     assert rows["steps"].startswith("9 of 48 pairs")
     assert "(48, 3, 32, 32)" in result.stdout
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_a_bar_with_the_numbers(tmp_path: Path) -> None:
+    leader, follower = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clipkit", "train", str(write_config(tmp_path))],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
+        stderr=follower,
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            data = os.read(leader, 4096)
+        except OSError:  # how Linux says that the other side has closed
+            break
+        if not data:
+            break
+        shown += data
+    os.close(leader)
+    assert process.wait(60) == 0
+    last = shown.decode().split("\r")
+    bar = next(line for line in reversed(last) if f"{STEPS}/{STEPS}" in line)
+    for word in ("train", "loss", "scale", "lr", "img/s", "data"):
+        assert word in bar
