@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-# Subprocesses must not pick up a terminal's width or a GPU, and there is no network to wait for.
-ENVIRONMENT = {
-    **os.environ,
-    "CUDA_VISIBLE_DEVICES": "",
-    "HF_HUB_OFFLINE": "1",
-    "COLUMNS": "100",
-    "PYTHONUNBUFFERED": "1",
-}
+from command_line import ENVIRONMENT, ROOT, Run
 
 
 @pytest.fixture(scope="session")

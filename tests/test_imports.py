@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 # A folder or module, and what of clipkit it may import besides itself.
-LOW = {"errors", "_version", "config", "types", "hub"}
+LOW = {"errors", "_version", "config", "types", "hub", "atomic"}
 TOWERS = {*LOW, "data", "models", "losses"}
 SHOWN = {"inputs", "display"}
 USERS = {*TOWERS, "inputs", "encoder", "display"}
@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "hub": {"errors"},
+    "atomic": {"errors"},
     "config": {"errors"},
     "data": LOW,
     "models": LOW,

@@ -10,12 +10,9 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-
-from clipkit.errors import CheckpointError
 
 
 def progress_bar(label: str, total: int | None, unit: str, *, show: bool = True) -> tqdm[Any]:
@@ -137,18 +134,3 @@ def default_workers() -> int:
     """Loader processes where none are asked for: one core is left for the model."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(8, max(1, (cores or 2) - 1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file aside and renames it.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        # Captions may hold halves of surrogate pairs, which UTF-8 does not have.
-        aside.write_text(text, encoding="utf-8", errors="replace")
-        aside.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error

@@ -38,9 +38,9 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_eval(args: argparse.Namespace) -> int:
     """Measures retrieval in both directions and prints a table."""
-    import json
     from pathlib import Path
 
+    from clipkit.atomic import write_json
     from clipkit.config.schema import SourceConfig
     from clipkit.data import open_source
     from clipkit.display.console import (
@@ -49,7 +49,6 @@ def run_eval(args: argparse.Namespace) -> int:
         plain_warnings,
         remark,
         source_name,
-        write_text,
     )
     from clipkit.encoder import load
     from clipkit.evaluation.gallery import retrieval_gallery
@@ -86,8 +85,7 @@ def run_eval(args: argparse.Namespace) -> int:
             "gallery": args.gallery,
             "metrics": metrics,
         }
-        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        write_text(Path(args.json), text)
+        write_json(Path(args.json), record)
     if args.html:
         name = source_name(args.source)
         shown = retrieval_gallery(

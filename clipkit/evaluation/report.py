@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipkit.display.console import write_text
+from clipkit.atomic import write_text
 from clipkit.display.curves import Series, chart
 from clipkit.display.page import Gallery, details, gallery, page, section, table, tiles
 

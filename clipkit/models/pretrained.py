@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor, CLIPModel
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
+from clipkit.atomic import put_in_place
 from clipkit.config.schema import PreprocessConfig
 from clipkit.errors import CheckpointError
 from clipkit.hub import find_folder, first_line
@@ -58,9 +59,8 @@ def save_model(
             f"{folder}: it holds files but no model (no config.json), and would be replaced; "
             "name another folder or empty this one."
         )
-    aside, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    for leftover in (aside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         with _quiet():
@@ -72,14 +72,10 @@ def save_model(
             (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         text = card if card is not None else default_card(model, preprocess, folder.name)
         (aside / "README.md").write_text(text, encoding="utf-8")
-        _sync(aside)
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
+        put_in_place(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_model(
@@ -279,13 +275,3 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _sync(folder: Path) -> None:
-    """Every file of a folder on the disk, not only in its cache, before it gets its name."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -92,7 +92,7 @@ def run_search(args: argparse.Namespace) -> int:
     for query, hits in zip(queries, found, strict=True):
         _print_hits(query, hits, as_json=args.json)
     if args.html:
-        from clipkit.display.console import write_text
+        from clipkit.atomic import write_text
         from clipkit.retrieval.page import search_page
 
         images = [None] * len(args.texts) + [Path(name) for name in args.image]

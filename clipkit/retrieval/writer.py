@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipkit._version import __version__
+from clipkit.atomic import put_in_place
 from clipkit.config.schema import SourceConfig
 from clipkit.errors import CheckpointError
 from clipkit.retrieval.store import (
@@ -129,13 +130,7 @@ class StoreWriter:
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (self._aside / "manifest.json").write_text(text, encoding="utf-8")
-        for path in [*self._aside.iterdir(), self._aside]:
-            _fsync(path)
-        old = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.old")
-        if self.folder.exists():
-            self.folder.rename(old)
-        self._aside.rename(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(self._aside, self.folder)
         return EmbeddingStore(self.folder)
 
     def __enter__(self) -> StoreWriter:
@@ -181,11 +176,3 @@ def _check_free(folder: Path, overwrite: bool) -> None:
             f"{folder}: this store is there already; give --overwrite to replace it, or another "
             "name"
         )
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from clipkit.atomic import sync, sync_tree, write_json, write_text
 from clipkit.errors import CheckpointError
 from clipkit.training.failpoint import failpoint
 
@@ -54,13 +54,12 @@ def save_checkpoint(folder: Path, step: int, write: Any, *, keep: int) -> Path:
         for path in files
     }
     write_json(aside / "manifest.json", {"step": step, "files": manifest})
-    for path in [*files, *(p for p in aside.rglob("*") if p.is_dir()), aside]:
-        _fsync(path)
+    sync_tree(aside)
     if final.exists():  # a damaged one that was passed over at the start
         shutil.rmtree(final)
     failpoint(f"save-{step}-synced")
     aside.rename(final)
-    _fsync(folder)
+    sync(folder)
     failpoint(f"save-{step}-renamed")
     write_text(folder / "latest", final.name + "\n")
     for old in _checkpoints(folder)[keep:]:
@@ -132,21 +131,6 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_json(path: Path, tree: Any) -> None:
-    """JSON, written aside and renamed."""
-    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Text, written aside and renamed: a reader sees the old or the new, never half."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
 def read_json(path: Path) -> Any:
     """Reads JSON that we wrote.
 
@@ -184,11 +168,3 @@ def _damage(checkpoint: Path) -> str | None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

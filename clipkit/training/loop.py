@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from clipkit._version import __version__
+from clipkit.atomic import write_json
 from clipkit.config import Config
 from clipkit.data import Reader, build_train_loader, hold_back, open_source
 from clipkit.encoder import Encoder
@@ -39,7 +40,6 @@ from clipkit.training.checkpoint import (
     read_json,
     save_checkpoint,
     save_tensors,
-    write_json,
 )
 from clipkit.training.failpoint import failpoint
 from clipkit.training.optim import build_optimizer, learning_rate

@@ -11,12 +11,12 @@ import yaml
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
+from clipkit.atomic import write_text
 from clipkit.config import Config, PreprocessConfig, config_to_dict, dump_config
 from clipkit.data import Reader
 from clipkit.data.tokenize import load_tokenizer, train_tokenizer
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.models import load_preprocess
-from clipkit.training.checkpoint import write_text
 
 # What may differ when a run goes on: none of it changes what is learned.
 _FREE = (

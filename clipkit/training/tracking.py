@@ -16,10 +16,10 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from tqdm import tqdm
 
+from clipkit.atomic import write_json, write_text
 from clipkit.display.console import bar_size
 from clipkit.errors import ConfigError
 from clipkit.evaluation.report import read_metrics
-from clipkit.training.checkpoint import write_json
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -84,9 +84,7 @@ class RunLog:
             return
         path = folder / "metrics.jsonl"
         kept = [r for r in read_metrics(path) if r["step"] <= start_step]
-        aside = path.with_name("metrics.jsonl.tmp")
-        aside.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-        aside.replace(path)
+        write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
         self.file = path.open("a", encoding="utf-8")
         if sys.stderr.isatty():
             self.bar = tqdm(

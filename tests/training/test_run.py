@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ENVIRONMENT, ROOT, Run
+from command_line import ENVIRONMENT, ROOT, Run
 from safetensors.torch import load_file
 
 STEPS = 9

@@ -1,0 +1,62 @@
+"""Files and folders that are seen whole or not at all: written aside, on the disk, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from clipkit.errors import CheckpointError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Text that a reader sees as it was or as it is now, never half.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # Captions may hold halves of surrogate pairs, which UTF-8 does not have.
+        aside.write_text(text, encoding="utf-8", errors="replace")
+        sync(aside)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """JSON, as :func:`write_text` writes."""
+    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+
+
+def sync(path: Path) -> None:
+    """A file, or a folder's list of names, on the disk and not only in its cache."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """A folder and all that is in it on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def put_in_place(aside: Path, folder: Path) -> None:
+    """Gives a finished folder its name, replacing what had it.
+
+    Between the two renames that a replacement takes, the old folder is at ``.NAME.PID.old``.
+    """
+    sync_tree(aside)
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
