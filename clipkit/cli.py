@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,10 @@ from clipkit.retrieval.commands import add_embed_arguments, add_search_arguments
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (see :mod:`clipkit.errors`)."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name that is not UTF-8 is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     parser = build_parser()
     args, unknown = parser.parse_known_args(argv)
     if "rest" in args:
@@ -33,11 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ClipkitError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        hint = "; the same command goes on from the last checkpoint"
+        return _fail(f"interrupted{hint if args.command == 'train' else ''}", 130)
     except BrokenPipeError:
         # The reader of our output has gone, as with ``| head``: nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # A full disk, a folder that may not be written: the path says where.
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 4)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -4,9 +4,10 @@
 #   bash scripts/test.sh                   # everything
 #   bash scripts/test.sh -m "not slow"     # what takes seconds
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" dev
+CLIPKIT_EXTRAS=dev
+source "$(dirname "$0")/setup.sh"
 
-ruff format --check .
-ruff check .
-mypy
-pytest "$@"
+python -m ruff format --check .
+python -m ruff check .
+python -m mypy
+python -m pytest "$@"

@@ -64,7 +64,7 @@ class WorkerLoader(Generic[T]):
                 batch_size=None,  # items are batches already
                 sampler=indices,
                 num_workers=workers,
-                collate_fn=_as_it_is,
+                collate_fn=_share,
                 # Its own: drawing the workers' seed must not move the trainer's random numbers.
                 generator=torch.Generator(),
                 **options,
@@ -82,6 +82,8 @@ class WorkerLoader(Generic[T]):
                 return
             except (RuntimeError, OSError, EOFError) as error:
                 # What torch raises depends on what the worker was doing when it died.
+                if "shared memory" in str(error):
+                    raise DataError(_ended("data.workers: a loader worker", _NO_SHM)) from error
                 if death := self._death():
                     raise DataError(death) from error
                 raise
@@ -111,20 +113,26 @@ class WorkerLoader(Generic[T]):
         for process in self._processes:
             process.join(timeout=1)
             if process.exitcode not in (None, 0):
-                how = _how_it_ended(process.exitcode)
-                return (
-                    f"data.workers: a loader worker (pid {process.pid}) {how}; lower data.workers "
-                    "or train.batch_size, or give the job more memory, then run the same command "
-                    "to resume."
-                )
+                who = f"data.workers: a loader worker (pid {process.pid})"
+                return _ended(who, _how_it_ended(process.exitcode))
         return None
+
+
+_NO_SHM = "ran out of shared memory (/dev/shm is full or too small)"
+
+
+def _ended(who: str, how: str) -> str:
+    return (
+        f"{who} {how}; lower data.workers or train.batch_size, or give the job more memory, then "
+        "run the same command to resume."
+    )
 
 
 def _how_it_ended(exitcode: int) -> str:
     if exitcode == -signal.SIGKILL:
         return "was killed, most likely because the machine or container ran out of memory"
     if exitcode == -getattr(signal, "SIGBUS", 0):
-        return "ran out of shared memory (/dev/shm is full or too small)"
+        return _NO_SHM
     if exitcode < 0:
         return f"died of signal {-exitcode}"
     return f"ended with exit code {exitcode}"
@@ -139,7 +147,15 @@ def _default_start_method() -> str:
     return "fork" if sys.platform == "linux" else "spawn"
 
 
-def _as_it_is(item: T) -> T:
+def _share(item: T) -> T:
+    """Moves an item's pixels to shared memory in the worker's own thread.
+
+    Left to torch's feeder thread, a full /dev/shm is an error that nobody sees, and the
+    trainer waits for ever.
+    """
+    pixels: Any = getattr(item, "pixel_values", None)
+    if pixels is not None and torch.utils.data.get_worker_info() is not None:
+        pixels.share_memory_()
     return item
 
 

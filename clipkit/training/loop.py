@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from clipkit.training.checkpoint import (
     save_tensors,
 )
 from clipkit.training.failpoint import failpoint
+from clipkit.training.interrupt import interruptible
 from clipkit.training.optim import build_optimizer, learning_rate
 from clipkit.training.run import check_unchanged, prepare_tokenizer, resolve_preprocess
 from clipkit.training.tracking import Clock, RunLog, check_trackers, write_status
@@ -69,7 +70,8 @@ def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
     """
     folder = Path(config.output)
     try:
-        return _train(config, folder, allow_change)
+        with interruptible() as check:
+            return _train(config, folder, allow_change, check)
     except ClipkitError as error:
         if folder.is_dir():
             write_status(folder, "failed", error.exit_code, message=str(error))
@@ -96,7 +98,9 @@ def total_steps(config: Config, num_samples: int) -> int:
     return max(1, math.ceil(config.train.epochs * num_samples / config.train.batch_size))
 
 
-def _train(config: Config, folder: Path, allow_change: Sequence[str]) -> Path:
+def _train(
+    config: Config, folder: Path, allow_change: Sequence[str], check_interrupt: Callable[[], None]
+) -> Path:
     check_trackers(config.train.trackers)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else torchrun on a CPU is N runs of one rank
@@ -223,6 +227,7 @@ def _train(config: Config, folder: Path, allow_change: Sequence[str]) -> Path:
     clock = Clock()
     for batch in loader:
         clock.data_ready()
+        check_interrupt()
         step = batch.step
         failpoint(f"step-{step}")
         _count_skipped(batch, counts, config)

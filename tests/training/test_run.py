@@ -354,3 +354,22 @@ def test_a_terminal_shows_a_bar_with_the_numbers(tmp_path: Path) -> None:
     bar = next(line for line in reversed(last) if f"{STEPS}/{STEPS}" in line)
     for word in ("train", "loss", "scale", "lr", "img/s", "data"):
         assert word in bar
+
+
+@pytest.mark.slow
+def test_too_little_shared_memory_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    if shutil.which("unshare") is None or os.geteuid() != 0:
+        pytest.skip("making /dev/shm small takes root and unshare")
+    config = write_config(tmp_path, data__workers=2)
+    command = f"{sys.executable} -m clipkit train {config}"
+    small = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
+    result = subprocess.run(
+        ["unshare", "-m", "bash", "-c", f"{small} || exit 99; {command}"],
+        cwd=ROOT, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    if result.returncode in (1, 99) and ("unshare" in result.stderr or "mount" in result.stderr):
+        pytest.skip("this machine does not let /dev/shm be made small")
+    assert result.returncode == 3, result.stderr
+    assert "/dev/shm is full or too small" in result.stderr
+    assert "Traceback" not in result.stderr
