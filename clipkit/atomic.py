@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,36 @@ def put_in_place(aside: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         folder.rename(old)
-    aside.rename(folder)
+    try:
+        aside.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
     sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes what processes that are no more left behind while they wrote this folder aside."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)\.tmp")
+    try:
+        beside = list(folder.parent.iterdir())
+    except OSError:  # nothing is there yet
+        return
+    for path in beside:
+        match = name.fullmatch(path.name)
+        if match and not _is_running(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    if os.name != "posix":  # on Windows, asking would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # someone else's
+        return True
+    return True

@@ -7,7 +7,7 @@ vector however it was handed over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
@@ -23,7 +23,7 @@ from clipkit.data import eval_transform
 from clipkit.data.tokenize import load_tokenizer, tokenize
 from clipkit.display.console import progress_bar
 from clipkit.errors import CheckpointError, ConfigError
-from clipkit.inputs import ImageInput, clean_text, is_one_image, open_image
+from clipkit.inputs import ImageInput, clean_text, is_one_image, list_texts, open_image
 from clipkit.models import DualEncoder, load_model, load_preprocess
 from clipkit.types import Batch, Embeddings, Skip
 
@@ -157,7 +157,9 @@ class Encoder:
         Raises:
             DataError: an image cannot be read; its index and the reason are named.
             ClipkitError: an item is of another kind.
+            ConfigError: ``batch_size`` is below 1.
         """
+        _check_batch_size(batch_size)
         single = is_one_image(images)
         items: Iterable[ImageInput] = [images] if single else images  # type: ignore[list-item, assignment]
         parts: list[np.ndarray] = []
@@ -175,7 +177,7 @@ class Encoder:
         return embeds[0] if single else embeds
 
     def encode_text(
-        self, texts: str | Sequence[str], *, batch_size: int = 256, progress: bool = False
+        self, texts: str | Iterable[str], *, batch_size: int = 256, progress: bool = False
     ) -> np.ndarray:
         """Text embeddings. A ``str`` is text, never the name of a file.
 
@@ -191,9 +193,11 @@ class Encoder:
 
         Raises:
             ClipkitError: an item is no text, or an empty one; its index is named.
+            ConfigError: ``batch_size`` is below 1.
         """
+        _check_batch_size(batch_size)
         single = isinstance(texts, str)
-        items = [texts] if isinstance(texts, str) else list(texts)
+        items = list_texts(texts)
         cleaned = [clean_text(item, where=f"texts[{i}]") for i, item in enumerate(items)]
         # Neighbours of one length need little padding: bytes stand for tokens well enough.
         order = sorted(range(len(cleaned)), key=lambda i: len(cleaned[i].encode()))
@@ -335,6 +339,11 @@ def _warn_cut(cut: int, total: int, context_length: int) -> None:
         f"{cut} of {total} texts were longer than the model's {context_length} tokens and were cut",
         stacklevel=3,
     )
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: {batch_size}; give 1 or more")
 
 
 def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:

@@ -23,7 +23,6 @@ def find_folder(folder_or_name: str, *, what: str) -> Path | None:
     folder = Path(folder_or_name)
     if folder.is_dir():
         return folder
-    # Hub names are owner/name, or name alone for the oldest.
     is_path = (
         folder.is_absolute() or folder_or_name.startswith((".", "~")) or "\\" in folder_or_name
     )
@@ -31,6 +30,9 @@ def find_folder(folder_or_name: str, *, what: str) -> Path | None:
     if is_path or beside_others or len(folder.parts) > 2:
         problem = "a file, not a folder" if folder.exists() else "no such folder"
         raise CheckpointError(f"{folder}: {problem}; name one that holds {what}.")
+    if "/" not in folder_or_name:
+        problem = "this is a file" if folder.exists() else "no such folder"
+        raise CheckpointError(f"{folder_or_name}: {problem}; hub names are owner/name")
     return None
 
 

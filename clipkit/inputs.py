@@ -6,7 +6,7 @@ text is wanted it is text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -42,6 +42,8 @@ def open_image(item: Any, *, where: str, max_pixels: int = MAX_IMAGE_PIXELS) -> 
     """
     try:
         if isinstance(item, Image.Image):
+            if not (item.width and item.height):
+                raise DataError(f"{where}: an image of {item.width} × {item.height} pixels")
             return to_rgb(item)
         if isinstance(item, str | Path):
             where = str(item)
@@ -69,6 +71,20 @@ def is_one_image(images: object) -> bool:
         return images.ndim != 4
     kinds = (Image.Image, Path, str, bytes, bytearray, memoryview, Mapping)
     return isinstance(images, kinds) or not isinstance(images, Iterable)
+
+
+def list_texts(texts: Any) -> list[Any]:
+    """One text or several → a list; its items are looked at later.
+
+    Raises:
+        ClipkitError: it is neither.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    # Bytes and mappings iterate too, over what nobody means; a set has no order.
+    if isinstance(texts, bytes | bytearray | Mapping | Set) or not isinstance(texts, Iterable):
+        raise ClipkitError(f"texts: a {type(texts).__name__}; give a text (str) or a list of texts")
+    return list(texts)
 
 
 def clean_text(item: object, *, where: str) -> str:

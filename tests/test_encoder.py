@@ -124,6 +124,27 @@ def test_what_is_no_text_is_refused(tiny_encoder: Encoder, bad: object, place: i
         tiny_encoder.encode_text(bad)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("bad", [None, 3, Path("cat.txt"), {"cat": 1}, b"cat", {"cat"}])
+def test_texts_of_another_kind_are_refused_naming_what_is_accepted(
+    tiny_encoder: Encoder, bad: object
+) -> None:
+    with pytest.raises(ClipkitError, match=rf"texts: a {type(bad).__name__}; give a text \(str\)"):
+        tiny_encoder.encode_text(bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_size_below_one_is_refused(tiny_encoder: Encoder, size: int) -> None:
+    with pytest.raises(ConfigError, match=f"batch_size: {size}"):
+        tiny_encoder.encode_text(["cat"], batch_size=size)
+    with pytest.raises(ConfigError, match=f"batch_size: {size}"):
+        tiny_encoder.encode_image([noise_image(0)], batch_size=size)
+
+
+def test_an_image_without_pixels_is_refused(tiny_encoder: Encoder) -> None:
+    with pytest.raises(DataError, match=r"images\[1\]: an image of 0 × 5 pixels"):
+        tiny_encoder.encode_image([noise_image(0), Image.new("RGB", (0, 5))])
+
+
 def test_embeddings_equal_those_of_transformers(tiny_encoder: Encoder, tiny_folder: Path) -> None:
     model = AutoModel.from_pretrained(tiny_folder).eval()
     processor = AutoProcessor.from_pretrained(tiny_folder)
@@ -212,6 +233,8 @@ def test_load_finds_the_model_in_a_run(tmp_path: Path, tiny_folder: Path) -> Non
 def test_load_says_what_is_wrong(tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no such folder"):
         clipkit.load(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match=r"^emojy: no such folder; hub names are owner/name"):
+        clipkit.load("emojy")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         clipkit.load(tmp_path)
     with pytest.raises(ConfigError, match="device: gpu cannot be used here"):

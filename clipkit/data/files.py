@@ -71,7 +71,8 @@ def kind(path: str) -> str | None:
 
 
 def walk(folder: str) -> list[str]:
-    """All files below a folder, relative to it with ``/``, sorted; hidden ones left out."""
+    """All files below a folder, relative to it with ``/``, sorted; hidden ones left out, and
+    stores of embeddings: they are made from images, perhaps from those around them."""
     if is_url(folder):
         fs, inner = _filesystem(folder)
         with _RemoteErrors(folder):
@@ -80,7 +81,7 @@ def walk(folder: str) -> list[str]:
     else:
         names = []
         for root, folders, files in os.walk(folder):
-            folders[:] = [name for name in folders if not _hidden(name)]
+            folders[:] = [n for n in folders if not _hidden(n) and not _is_store(root, n)]
             relative = os.path.relpath(root, folder)
             base = "" if relative == "." else relative.replace(os.sep, "/") + "/"
             names += [base + name for name in files]
@@ -273,3 +274,12 @@ def _expand_braces(path: str) -> list[str]:
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_store(root: str, name: str) -> bool:
+    """Whether ``clipkit embed`` wrote this local folder."""
+    try:
+        with open(os.path.join(root, name, "manifest.json"), "rb") as file:
+            return b'"format": "clipkit-embeddings"' in file.read(200)
+    except OSError:
+        return False

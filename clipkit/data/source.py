@@ -90,12 +90,13 @@ def _open_folder(source: SourceConfig, folder: str, progress: bool) -> Reader:
     by_format: dict[str | None, list[str]] = {}
     for name in names:
         by_format.setdefault(_format_of(name), []).append(name)
-    # A folder of shards may hold other files too, and one of images may hold their captions.
-    order = ["webdataset", "parquet", "folder", "table"]
+    # A folder of shards may hold a picture, and one of images a stray shard: what there is most
+    # of is meant. One of images may also hold their captions, in any number of tables.
+    order = ["webdataset", "parquet", "folder"]
     chosen: str | None = source.format if source.format != "auto" else None
-    for candidate in order:
-        if chosen is None and by_format.get(candidate):
-            chosen = candidate
+    if chosen is None:
+        chosen = max(order, key=lambda candidate: len(by_format.get(candidate, [])))
+        chosen = chosen if by_format.get(chosen) else "table"
     usable = by_format.get(chosen, [])
     if not usable:
         raise DataError(f"{folder}: {_found(names)}; understood are {_UNDERSTOOD}.")

@@ -103,6 +103,15 @@ def shorten(text: str, width: int) -> str:
     return text + "…"
 
 
+# What moves the cursor, breaks the line or turns the text around; what joins emoji may stay.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escape_control(text: str) -> str:
+    """A text with escapes for what would steer a terminal: a file may have any name."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 def short_path(path: str) -> str:
     """A path as seen from the current folder, where it lies below it; anything else as it is."""
     if "://" in path or not os.path.isabs(path):
@@ -119,7 +128,15 @@ def source_name(path: str) -> str:
 
 def remark(line: str) -> None:
     """A line on stderr, so that results alone are on stdout."""
-    print(f"clipkit: {line}", file=sys.stderr, flush=True)
+    print(f"clipkit: {escape_control(line)}", file=sys.stderr, flush=True)
+
+
+def remark_cut(cut: int, total: int, context_length: int) -> None:
+    """Says how many captions were cut at the context length, if any were."""
+    if cut:
+        remark(
+            f"{cut:,} of {total:,} captions are longer than {context_length} tokens and were cut"
+        )
 
 
 @contextmanager

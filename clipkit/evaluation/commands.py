@@ -48,6 +48,7 @@ def run_eval(args: argparse.Namespace) -> int:
         format_table,
         plain_warnings,
         remark,
+        remark_cut,
         source_name,
     )
     from clipkit.encoder import load
@@ -77,6 +78,7 @@ def run_eval(args: argparse.Namespace) -> int:
     if collected.skipped:
         first = collected.skipped[0]
         remark(f"{len(collected.skipped)} samples skipped; {first.origin}: {first.reason}")
+    remark_cut(collected.num_truncated, len(collected.matches), encoder.preprocess.context_length)
     if args.json:
         record = {
             "model": str(args.model),
@@ -87,10 +89,13 @@ def run_eval(args: argparse.Namespace) -> int:
         }
         write_json(Path(args.json), record)
     if args.html:
+        # Other texts or more images are another question, which the name must tell.
         name = source_name(args.source)
+        name += f", {args.caption}" if args.caption else ""
         shown = retrieval_gallery(
             collected, [reader, *galleries], title=f"Searches with the texts of {name}"
         )
+        name += f", among {metrics['num_images']:,.0f} images" if args.gallery else ""
         run_folder = encoder.folder.parent if encoder.folder.name == "model" else encoder.folder
         write_report(run_folder, results={name: metrics}, galleries=[shown], out=Path(args.html))
         remark(f"the page is {args.html}")
@@ -100,7 +105,9 @@ def run_eval(args: argparse.Namespace) -> int:
 def add_classify_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``clipkit classify``."""
     parser.add_argument("model", help="a run, or a model's folder or hub name")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or a folder of them")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="a file, glob, or folder of them"
+    )
     parser.add_argument(
         "--labels", required=True, metavar="A,B,C", help="the classes in words, between commas"
     )
@@ -113,7 +120,7 @@ def add_classify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-k", type=positive, default=3, metavar="N", help="labels an image")
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N")
     parser.add_argument("--json", action="store_true", help="print a JSON object an image")
-    parser.set_defaults(run=run_classify)
+    parser.set_defaults(run=run_classify, rest="images")
 
 
 def run_classify(args: argparse.Namespace) -> int:
@@ -123,11 +130,16 @@ def run_classify(args: argparse.Namespace) -> int:
 
     from clipkit.display.console import plain_warnings, progress_bar, remark
     from clipkit.encoder import load
-    from clipkit.errors import DataError
+    from clipkit.errors import ConfigError, DataError
     from clipkit.evaluation.zero_shot import ZeroShotClassifier, ZeroShotResult
 
     names = _image_files(args.images)
     labels = [label.strip() for label in args.labels.split(",") if label.strip()]
+    if len(labels) == 1:
+        raise ConfigError(
+            f"--labels: {labels[0]!r} alone, which every image would be; give at least two, "
+            "between commas"
+        )
     encoder = load(args.model)
     with plain_warnings():
         classifier = ZeroShotClassifier(encoder, labels, args.template)
@@ -147,19 +159,19 @@ def run_classify(args: argparse.Namespace) -> int:
 
 
 def _image_files(names: Sequence[str]) -> list[str]:
-    """Folders → the images in them.
+    """Folders → the images in them; globs → what they match.
 
     Raises:
-        DataError: a name is missing, or there is no image in all of them.
+        DataError: a glob matches nothing, or there is no image in all of them.
     """
     from pathlib import Path
 
-    from clipkit.data.files import walk
+    from clipkit.data.files import expand, walk
     from clipkit.data.reader import IMAGE_EXTENSIONS
     from clipkit.errors import DataError
 
     found: list[str] = []
-    for name in names:
+    for name in [each for given in names for each in expand(given)]:
         if Path(name).is_dir():
             files = [f for f in walk(name) if f.lower().rsplit(".", 1)[-1] in IMAGE_EXTENSIONS]
             if not files:
@@ -197,7 +209,7 @@ def _open_images(
 def _print_result(result: ZeroShotResult, k: int, *, width: int, as_json: bool) -> None:
     import json
 
-    from clipkit.display.console import pad
+    from clipkit.display.console import escape_control, pad
 
     label_width = max(map(len, result.labels))
     for name, best in zip(result.names, result.top(k), strict=True):
@@ -206,4 +218,4 @@ def _print_result(result: ZeroShotResult, k: int, *, width: int, as_json: bool) 
             print(json.dumps({"image": name, "labels": scores}, ensure_ascii=False))
         else:
             cells = [f"{pad(label, label_width)} {score:6.1%}" for label, score in best]
-            print("  ".join([pad(name, width), *cells]))
+            print("  ".join([pad(escape_control(name), width), *cells]))

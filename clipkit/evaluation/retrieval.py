@@ -36,6 +36,7 @@ class RetrievalSet:
         captions: M texts.
         places: of each image, the reader (0: the data set, 1 …: the galleries) and its row.
         skipped: samples that could not be used.
+        num_truncated: captions that were cut at the context length, of one a pair.
     """
 
     image_embeds: np.ndarray
@@ -44,6 +45,7 @@ class RetrievalSet:
     captions: list[str]
     places: list[tuple[int, int]]
     skipped: list[Skip] = field(default_factory=list)
+    num_truncated: int = 0
 
 
 def evaluate_retrieval(
@@ -78,7 +80,8 @@ def evaluate_retrieval(
         progress: whether to show a progress bar, on rank 0.
 
     Returns:
-        See ``retrieval_metrics``; and ``num_skipped``, samples that could not be used.
+        See ``retrieval_metrics``; ``num_skipped``, samples that could not be used; and
+        ``num_truncated``, captions that were cut at the context length.
 
     Raises:
         DataError: no sample can be used.
@@ -108,7 +111,11 @@ def summarise(
     metrics = retrieval_metrics(
         collected.image_embeds, collected.text_embeds, collected.matches, ks=ks, device=device
     )
-    return {**metrics, "num_skipped": len(collected.skipped)}
+    return {
+        **metrics,
+        "num_skipped": len(collected.skipped),
+        "num_truncated": collected.num_truncated,
+    }
 
 
 def text_ranks(collected: RetrievalSet, *, device: Any = "cpu") -> np.ndarray:
@@ -177,6 +184,7 @@ class _Share:
     images: list[bytes]  # what tells images apart: a hash of each file
     captions: list[str]
     skipped: list[Skip]
+    num_truncated: int
 
 
 def _embed_share(
@@ -207,6 +215,7 @@ def _embed_share(
     image_parts = [np.zeros((0, encoder.embed_dim), dtype=np.float32)]
     text_parts = [np.zeros((0, encoder.embed_dim), dtype=np.float32)]
     skipped: list[Skip] = []
+    num_truncated = 0
     position = start
     with progress_bar("embed", stop - start, "sample", show=progress) as bar:
         for batch, image_embeds, text_embeds in encoder.encode_batches(loader, texts=texts):
@@ -216,6 +225,7 @@ def _embed_share(
             if text_embeds is not None:
                 text_parts.append(text_embeds)
             skipped += batch.skipped
+            num_truncated += batch.truncated
             position += len(batch.keys)
             bar.update(len(batch.keys))
     assert position == stop, "the loader must give every row of the share"
@@ -227,6 +237,7 @@ def _embed_share(
         images=images,
         captions=captions,
         skipped=skipped,
+        num_truncated=num_truncated,
     )
 
 
@@ -273,6 +284,7 @@ def _join(everyone: Sequence[Sequence[_Share]], num_readers: int) -> RetrievalSe
         captions=list(text_rows),
         places=places,
         skipped=skipped,
+        num_truncated=sum(share.num_truncated for shares in everyone for share in shares),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipkit.display.console import escape_control
 from clipkit.encoder import Encoder
 from clipkit.errors import ConfigError
 from clipkit.evaluation.prompts import resolve_templates
@@ -121,7 +122,8 @@ def format_result(result: ZeroShotResult, *, k: int, most: int | None = None) ->
         k: labels an image.
         most: lines at most; what is left out is counted.
     """
-    rows = list(zip(result.names, result.top(k), strict=True))
+    names = map(escape_control, result.names)
+    rows = list(zip(names, result.top(k), strict=True))
     shown = rows if most is None else rows[:most]
     width = max(len(name) for name, _ in shown)
     label_width = max(len(label) for _, best in shown for label, _ in best)
@@ -138,7 +140,18 @@ def _names_of(labels: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, 
     """Label → its names in words."""
     if isinstance(labels, str):
         raise ConfigError(f"labels: one text, {labels!r}; give a list of texts")
+    if not isinstance(labels, Sequence | Mapping):
+        raise ConfigError(
+            f"labels: a {type(labels).__name__}; give a list of texts, or a dict from each label "
+            "to its names"
+        )
+    for label in labels:
+        if not isinstance(label, str):
+            raise ConfigError(f"labels: {label!r} is a {type(label).__name__}; give a text (str)")
     if isinstance(labels, Mapping):
+        odd = [each for each in labels.values() if not isinstance(each, Sequence)]
+        if odd:
+            raise ConfigError(f"labels: names as a {type(odd[0]).__name__}; give a list of texts")
         names = {
             label: [each] if isinstance(each, str) else list(each) for label, each in labels.items()
         }

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from clipkit.retrieval.search import Hit
 
 
+_NO_CAPTION = ("no caption", "empty caption")  # reasons to leave a sample out
+
+
 def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``clipkit embed``."""
     parser.add_argument("model", help="a run, or a model's folder or hub name")
@@ -29,7 +32,7 @@ def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
 def run_embed(args: argparse.Namespace) -> int:
     """Writes a store, and says what is in it."""
     from clipkit.config.schema import SourceConfig
-    from clipkit.display.console import default_workers, plain_warnings, remark
+    from clipkit.display.console import default_workers, plain_warnings, remark, remark_cut
     from clipkit.retrieval.embed import embed
 
     with plain_warnings():
@@ -42,7 +45,11 @@ def run_embed(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
         )
     for reason, number in store.manifest["skipped"].items():
-        remark(f"{args.source}: left out {number:,} × {reason}")
+        remedy = "; --caption none embeds all images" if reason in _NO_CAPTION else ""
+        remark(f"{args.source}: left out {number:,} × {reason}{remedy}")
+    remark_cut(store.manifest["num_truncated"], len(store), store.manifest["context_length"])
+    if args.caption is None and not store.text_embeds:
+        remark(f"{args.source}: no captions are there, so the store is of images only")
     kinds = "images and captions" if store.text_embeds else "images"
     print(f"{args.out}: {kinds} of {len(store):,} samples, {store.dim} numbers each")
     return 0
@@ -110,18 +117,21 @@ def _print_hits(query: str, hits: Sequence[Hit], *, as_json: bool) -> None:
     import shutil
     import sys
 
-    from clipkit.display.console import display_width, format_table, shorten
+    from clipkit.display.console import display_width, escape_control, format_table, shorten
 
     if as_json:
         record = {"query": query, "hits": [dataclasses.asdict(hit) for hit in hits]}
         print(json.dumps(record, ensure_ascii=False))
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
-    fixed = 7 + max((display_width(hit.key) + display_width(hit.origin) for hit in hits), default=0)
+    names = [(shorten(escape_control(hit.key), 60), escape_control(hit.origin)) for hit in hits]
+    fixed = 7 + max(
+        (display_width(key) + display_width(origin) for key, origin in names), default=0
+    )
     room = max(24, width - fixed - 6)
     rows = [
-        [f"{hit.score:.3f}", shorten(hit.caption or "", room), shorten(hit.key, 60), hit.origin]
-        for hit in hits
+        [f"{hit.score:.3f}", shorten(hit.caption or "", room), key, origin]
+        for hit, (key, origin) in zip(hits, names, strict=True)
     ]
     print(f'"{shorten(query, 100)}"')
     print(format_table(["score", "caption", "key", "origin"], rows, right=[0]))

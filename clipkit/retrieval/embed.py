@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from clipkit.config.schema import SourceConfig
-from clipkit.data import Reader, build_eval_loader, open_source
+from clipkit.data import Reader, build_eval_loader, files, open_source
+from clipkit.data.folder import FolderReader, extension
+from clipkit.data.reader import NONE
+from clipkit.data.table import EXTENSIONS as TABLE_EXTENSIONS
 from clipkit.data.tokenize import clean_caption
 from clipkit.display.console import progress_bar
 from clipkit.encoder import Encoder, load
@@ -35,7 +38,8 @@ def embed(
 ) -> EmbeddingStore:
     """Embeds a source into a store; row i of the store is the i-th sample that can be used.
 
-    A source without captions, such as a folder of photographs, gives a store of images.
+    A folder of photographs without any captions gives a store of images. Where captions are
+    meant and cannot be read, nothing is embedded.
 
     Args:
         model: a run, a model's folder or hub name, or a model that ``clipkit.load`` gave.
@@ -57,9 +61,9 @@ def embed(
         raise ConfigError("embed: neither images nor texts are asked for; ask for one")
     encoder = model if isinstance(model, Encoder) else load(model)
     source = SourceConfig(path=source) if isinstance(source, str) else source
-    with StoreWriter(out, overwrite=overwrite) as writer:
+    with StoreWriter(out, encoder, overwrite=overwrite) as writer:
         reader = _open(source, images=images, texts=texts, progress=progress)
-        texts = texts and reader.source.caption != "none"
+        texts = texts and reader.source.caption != NONE
         loader = build_eval_loader(
             reader,
             encoder.preprocess,
@@ -73,7 +77,7 @@ def embed(
         skipped: Counter[str] = Counter(reader.dropped)
         captions = reader.captions()  # in row order, as the batches are
         first = ""
-        start = 0
+        start = num_truncated = 0
         with progress_bar("embed", len(reader), "sample", show=progress) as bar:
             for batch, image_embeds, text_embeds in encoder.encode_batches(
                 loader, images=images, texts=texts
@@ -92,6 +96,7 @@ def embed(
                 for skip in batch.skipped:
                     first = first or f"{skip.origin}: {skip.reason}"
                     skipped[skip.reason] += 1
+                num_truncated += batch.truncated
                 start += len(batch.keys)
                 bar.update(len(batch.keys))
         if not writer.rows:
@@ -99,30 +104,45 @@ def embed(
                 f"{source.path}: none of {len(reader)} samples can be used (the first: {first})"
             )
         return writer.finish(
-            encoder,
             dataclasses.replace(reader.source, path=_absolute(source.path)),
             fingerprint=reader.fingerprint,
             skipped=skipped,
+            num_truncated=num_truncated,
         )
 
 
 def _open(source: SourceConfig, *, images: bool, texts: bool, progress: bool) -> Reader:
     """The source's reader, which is asked for no more than is wanted."""
     if not texts:
-        source = dataclasses.replace(source, caption="none")
+        source = dataclasses.replace(source, caption=NONE)
     if not images:
         source = dataclasses.replace(source, image="none")
     try:
         return open_source(source, progress=progress)
-    except DataError:
+    except DataError as error:
         # Perhaps it has images and no captions, and its owner did not say so.
         if source.caption is not None or not images:
             raise
         try:
-            return open_source(dataclasses.replace(source, caption="none"), progress=progress)
+            alone = open_source(dataclasses.replace(source, caption=NONE), progress=progress)
         except DataError:
-            pass
-        raise
+            raise error from None
+        if _has_only_images(alone):
+            return alone
+        hint = (
+            "Name the captions' field with --caption FIELD, or embed the images alone with "
+            "--caption none."
+        )
+        raise DataError(f"{error} {hint}") from error
+
+
+def _has_only_images(reader: Reader) -> bool:
+    """Whether these are plain image files without a table that may be their captions."""
+    path = reader.source.path
+    return isinstance(reader, FolderReader) and not (
+        files.kind(path) == "folder"
+        and any(extension(name) in TABLE_EXTENSIONS for name in files.walk(path))
+    )
 
 
 def _absolute(path: str) -> str:

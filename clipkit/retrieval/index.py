@@ -23,19 +23,21 @@ class Index:
 
     Args:
         parts: arrays of (rows, D) that lie end to end; row numbers count through them.
+        name: what to call them in a message.
 
     Raises:
         ClipkitError: there is nothing to search in, or D differs.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+    def __init__(self, parts: Sequence[np.ndarray], *, name: str = "index") -> None:
+        self.name = name
         self.parts = [part for part in parts if len(part)]
         dims = {part.shape[1] for part in self.parts}
         if len(dims) != 1:
             raise ClipkitError(
-                f"index: arrays of {sorted(dims)} columns; all must have as many"
+                f"{name}: arrays of {sorted(dims)} columns; all must have as many"
                 if dims
-                else "index: there is nothing to search in; it has no rows"
+                else f"{name}: there is nothing to search in; it has no rows"
             )
         self.dim: int = dims.pop()
 
@@ -55,7 +57,7 @@ class Index:
         parts = store.image_embeds if kind == "image" else store.text_embeds
         if not parts:
             raise CheckpointError(f"{store.folder}: no {kind} embeddings are in this store")
-        return cls(parts)
+        return cls(parts, name=str(store.folder))
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -73,7 +75,8 @@ class Index:
             scores (Q, k) float32 and rows (Q, k) int64; (k,) each for one query.
 
         Raises:
-            ClipkitError: the queries have another D, or k is less than 1.
+            ClipkitError: the queries have another D or are not finite, or k is less than 1.
+            CheckpointError: the vectors are not finite.
         """
         queries = np.atleast_2d(np.ascontiguousarray(query_embeds, dtype=np.float32))
         if queries.ndim != 2 or queries.shape[1] != self.dim:
@@ -81,6 +84,8 @@ class Index:
                 f"query_embeds: shape {np.shape(query_embeds)}, where the index has vectors of "
                 f"{self.dim}; embed the queries with the model that made it"
             )
+        if not np.isfinite(queries).all():
+            raise ClipkitError("query_embeds: not finite; is the model that made them?")
         if k < 1:
             raise ClipkitError(f"k: {k}; ask for 1 or more")
         found = [
@@ -98,7 +103,13 @@ class Index:
         for part in self.parts:
             for begin in range(0, len(part), _BLOCK):
                 block = np.asarray(part[begin : begin + _BLOCK], dtype=np.float32)
-                scores, rows = _top(queries @ block.T, k)
+                scores = queries @ block.T  # (Q, n)
+                if not np.isfinite(scores).all():
+                    raise CheckpointError(
+                        f"{self.name}: its vectors are not finite; embed again, and if that "
+                        "does not help, look at the model"
+                    )
+                scores, rows = _top(scores, k)
                 # What was there before has lower row numbers, so a stable sort keeps it first.
                 scores = np.concatenate([best, scores], axis=1)
                 rows = np.concatenate([best_rows, rows + start], axis=1)

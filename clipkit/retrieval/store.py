@@ -1,6 +1,6 @@
 """Embeddings ↔ a folder that NumPy and any Parquet reader understand without clipkit.
 
-    manifest.json            what is here, of which model; written last
+    manifest.json            what is here, of which model, with sizes and hashes; written last
     items.parquet            a row an item: key, caption, origin, source_row
     image_embeds-00000.npy   (rows, D) float32, unit length; the parts lie end to end
     text_embeds-00000.npy    the same, where captions were embedded
@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "clipkit-embeddings", 1
 TABLE = "items.parquet"
+VERIFIED_BYTES = 256 * 2**20  # up to this size a store is hashed when opened: tenths of a second
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -46,7 +48,8 @@ class EmbeddingStore:
         folder: what ``clipkit embed`` wrote.
 
     Raises:
-        CheckpointError: it is not a store, or parts of it are missing or cut off.
+        CheckpointError: it is not a store, or parts of it are missing, cut off or damaged.
+            Damage that leaves the size alone is found up to ``VERIFIED_BYTES``.
 
     Attributes:
         folder: where it is.
@@ -58,6 +61,7 @@ class EmbeddingStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         self.manifest = read_manifest(self.folder)
+        self._verify()
         self.image_embeds = self._parts("image_embeds")
         self.text_embeds = self._parts("text_embeds")
 
@@ -80,19 +84,29 @@ class EmbeddingStore:
             CheckpointError: the manifest does not say it in words we know.
         """
         try:
-            return SourceConfig(**self.manifest["source"])
+            source = SourceConfig(**self.manifest["source"])
         except TypeError as error:
             raise CheckpointError(f"{self.folder / 'manifest.json'}: source: {error}") from error
+        if not all(isinstance(value, str | None) for value in dataclasses.astuple(source)):
+            raise CheckpointError(f"{self.folder / 'manifest.json'}: source: not made of texts")
+        return source
 
     @cached_property
     def table(self) -> pa.Table:
         """The items, one a row: key, caption, origin, source_row."""
         try:
-            table = pq.read_table(self.folder / TABLE)
-        except (OSError, pa.ArrowInvalid) as error:
+            # Opened by us: pyarrow takes no path that is not UTF-8.
+            with (self.folder / TABLE).open("rb") as file:
+                table = pq.read_table(file)
+        except (OSError, pa.ArrowException) as error:
             raise CheckpointError(
                 f"{self.folder / TABLE}: cannot be read; embed again into another folder"
             ) from error
+        if not table.schema.equals(SCHEMA):
+            raise CheckpointError(
+                f"{self.folder / TABLE}: its columns are {', '.join(table.column_names)}, not "
+                f"{', '.join(SCHEMA.names)} as this clipkit writes them; embed again"
+            )
         if table.num_rows != len(self):
             raise CheckpointError(
                 f"{self.folder / TABLE}: {table.num_rows} rows, where the manifest says "
@@ -116,11 +130,11 @@ class EmbeddingStore:
                     "model, or embed again with this one"
                 )
 
-    def _parts(self, name: str) -> list[np.ndarray]:
-        parts = []
-        for file, facts in self.manifest["parts"].items():
-            if not file.startswith(f"{name}-"):
-                continue
+    def _verify(self) -> None:
+        """Sizes of all files, and the hashes of a store that is small enough."""
+        facts_of = self.manifest["parts"]
+        small = sum(facts["bytes"] for facts in facts_of.values()) <= VERIFIED_BYTES
+        for file, facts in facts_of.items():
             path = self.folder / file
             if not path.is_file():
                 raise CheckpointError(
@@ -132,6 +146,22 @@ class EmbeddingStore:
                     f"{path}: {path.stat().st_size} bytes, where the manifest says "
                     f"{facts['bytes']}; copy the store again, or embed again into another folder"
                 )
+            try:
+                damaged = small and sha256(path) != facts["sha256"]
+            except OSError as error:
+                raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+            if damaged:
+                raise CheckpointError(
+                    f"{path}: damaged, it is not what the manifest's hash says; copy the store "
+                    "again, or embed again into another folder"
+                )
+
+    def _parts(self, name: str) -> list[np.ndarray]:
+        parts = []
+        for file, facts in self.manifest["parts"].items():
+            if not file.startswith(f"{name}-"):
+                continue
+            path = self.folder / file
             try:
                 part = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
@@ -184,21 +214,46 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path}: version {manifest.get('version')} of the format, where this clipkit reads "
             f"{VERSION}; embed again, or use the clipkit that wrote it ({manifest.get('clipkit')})"
         )
-    missing = [key for key in _KEYS if key not in manifest]
-    if missing or not _well_formed(manifest["parts"]):
-        raise CheckpointError(f"{path}: {missing[0] if missing else 'parts'} is missing or broken")
+    for key, is_valid in _VALID.items():
+        if not is_valid(manifest.get(key)):
+            raise CheckpointError(f"{path}: {key} is missing or broken; embed again")
     return manifest
-
-
-_KEYS = ("rows", "dim", "model", "weights_sha256", "preprocess_sha256", "source", "parts")
 
 
 def _well_formed(parts: Any) -> bool:
     """Whether names are plain: a manifest from elsewhere must not lead out of its folder."""
     return isinstance(parts, dict) and all(
-        Path(name).name == name and isinstance(facts, dict) and {"rows", "bytes"} <= facts.keys()
+        Path(name).name == name
+        and isinstance(facts, dict)
+        and _is_count(facts.get("rows"))
+        and _is_count(facts.get("bytes"))
+        and _is_text(facts.get("sha256"))
         for name, facts in parts.items()
     )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+_VALID: dict[str, Callable[[Any], bool]] = {
+    "rows": _is_count,
+    "dim": _is_count,
+    "model": _is_text,
+    "weights_sha256": _is_text,
+    "preprocess_sha256": _is_text,
+    "source": _is_dict,
+    "skipped": _is_dict,
+    "parts": _well_formed,
+}
 
 
 def _sha256_text(text: str) -> str:

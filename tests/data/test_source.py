@@ -166,3 +166,19 @@ def test_image_folders_are_read_through_fsspec(tmp_path):
         assert reader[0].image == encoded()
     finally:
         memory.rm("/pets", recursive=True)
+
+
+def test_a_store_of_embeddings_inside_a_folder_is_no_part_of_it(tmp_path):
+    write_images(tmp_path, "cat/1.jpg", "cat/2.jpg")
+    before = open_path(tmp_path).fingerprint
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/manifest.json").write_text('{\n "format": "clipkit-embeddings"\n}')
+    (tmp_path / "store/items.parquet").write_bytes(b"PAR1")
+    assert open_path(tmp_path).fingerprint == before
+
+
+def test_of_images_and_stray_shards_what_there_is_most_of_is_meant(tmp_path):
+    write_images(tmp_path, "cat/1.jpg", "cat/2.jpg", "dog/3.jpg")
+    write_tar(tmp_path / "backup.tar", pair_members(1))
+    (tmp_path / "table.parquet").write_bytes(b"PAR1")
+    assert open_path(tmp_path)[2].key == "dog/3.jpg"

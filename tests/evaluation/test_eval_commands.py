@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,49 @@ def test_eval_says_what_it_left_out(
     assert "HTML, not an image" in err
 
 
+def test_eval_tells_of_captions_that_were_cut_and_names_what_was_asked(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = [(png_bytes(noise_image(i)), f"cat {i} " * (20 if i < 2 else 1)) for i in range(5)]
+    data = write_shard(tmp_path / "held-out-000.tar", samples)
+    numbers, page = tmp_path / "e.json", tmp_path / "e.html"
+    command = ["eval", str(tiny_folder), str(tmp_path / "held-out-*.tar"), "--workers", "0"]
+    options = ["--caption", "json.words", "--gallery", str(noise_shard(tmp_path / "b.tar", 9))]
+    assert main([*command, *options, "--json", str(numbers), "--html", str(page)]) == 0
+    err = capsys.readouterr().err
+    assert "clipkit: 2 of 5 captions are longer than 16 tokens and were cut\n" in err
+    assert json.loads(numbers.read_text())["metrics"]["num_truncated"] == 2
+    images = json.loads(numbers.read_text())["metrics"]["num_images"]
+    assert f"held-out, json.words, among {images} images: text → image R@1" in page.read_text()
+    assert data.exists()
+
+
+def test_classify_takes_globs_and_escapes_what_would_steer_a_terminal(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise_image(0).save(tmp_path / "a\x1b[31m.png")
+    os.link(tmp_path / "a\x1b[31m.png", os.fsencode(tmp_path / "b") + b"\xff.png")
+    (tmp_path / "c\n.png").write_bytes(b"")
+    command = ["classify", str(tiny_folder), "--labels", "cat,dog"]
+    assert main([*command, str(tmp_path / "*.png")]) == 0
+    out, err = capsys.readouterr()
+    assert [Path(line.split("  ")[0]).name for line in out.splitlines()] == [
+        "a\\x1b[31m.png",
+        "b\\udcff.png",
+    ]
+    assert f"{tmp_path}/c\\n.png: the image cannot be decoded (empty file)" in err
+    assert main([*command, str(tmp_path / "*.gif")]) == 3
+    assert "no file matches" in capsys.readouterr().err
+
+
+def test_classify_takes_images_after_options_too(
+    tiny_folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["classify", str(tiny_folder), str(pictures / "a.png"), "--labels", "cat,dog"]
+    assert main([*command, str(pictures / "more/b.png")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_classify_takes_files_and_folders_and_names_what_it_cannot_read(
     tiny_folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +137,7 @@ def test_classify_takes_files_and_folders_and_names_what_it_cannot_read(
         (["IMAGES/broken.jpg"], 3, "not one of 1 images can be read"),
         (["IMAGES/empty"], 3, "no images are in this folder"),
         (["IMAGES/a.png", "--labels", " , "], 2, "labels: there are none"),
+        (["IMAGES/a.png", "--labels", "cat"], 2, "give at least two"),
         (["IMAGES/a.png", "--labels", "cat,cat"], 2, "'cat' stands there twice"),
         (["IMAGES/a.png", "--template", "photos"], 2, "did you mean photo?"),
         (["IMAGES/a.png", "--model", "x"], 2, "--model: no such option"),

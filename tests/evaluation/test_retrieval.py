@@ -28,7 +28,7 @@ def test_the_metrics_are_those_of_the_embeddings(tiny_encoder: Encoder, tmp_path
     reader = _open(noise_shard(tmp_path / "a.tar", 30))
     images = tiny_encoder.encode_image([noise_image(i) for i in range(30)])
     texts = tiny_encoder.encode_text([reader[i].caption or "" for i in range(30)])
-    expected = {**retrieval_metrics(images, texts), "num_skipped": 0}
+    expected = {**retrieval_metrics(images, texts), "num_skipped": 0, "num_truncated": 0}
     for batch_size, workers in ((7, 0), (256, 1)):
         found = evaluate_retrieval(tiny_encoder, reader, batch_size=batch_size, workers=workers)
         assert found == expected
@@ -82,6 +82,14 @@ def test_what_cannot_be_used_is_left_out_and_counted(tiny_encoder: Encoder, tmp_
         evaluate_retrieval(tiny_encoder, _open(write_shard(tmp_path / "b.tar", samples)))
 
 
+def test_captions_cut_at_the_context_length_are_counted(
+    tiny_encoder: Encoder, tmp_path: Path
+) -> None:
+    samples = [(png_bytes(noise_image(i)), f"cat {i} " * (20 if i < 2 else 1)) for i in range(5)]
+    reader = _open(write_shard(tmp_path / "a.tar", samples))
+    assert evaluate_retrieval(tiny_encoder, reader, batch_size=2)["num_truncated"] == 2
+
+
 def _rank(rank: int, folder: Path, paths: list[Path], model: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -111,7 +119,7 @@ def test_two_ranks_equal_one_process_also_with_uneven_and_empty_shares(
 ) -> None:
     paths = [noise_shard(tmp_path / f"{n}.tar", n) for n in (11, 1, 2)]
     # The first rank's share is broken as a whole, and then all shares are.
-    good = [(png_bytes(noise_image(i)), f"cat {i}") for i in range(4)]
+    good = [(png_bytes(noise_image(i)), f"cat {i} " * (20 * i)) for i in range(1, 5)]
     paths.append(write_shard(tmp_path / "half.tar", [(b"x", "dog")] * 4 + good))
     paths.append(write_shard(tmp_path / "none.tar", [(b"x", "dog")] * 4))
     gallery = _open(paths[0], caption="none")

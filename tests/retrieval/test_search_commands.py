@@ -83,6 +83,30 @@ def test_images_alone_can_be_embedded_on_demand(
     assert capsys.readouterr().out.endswith(": images of 9 samples, 24 numbers each\n")
 
 
+def test_embed_says_what_it_left_out_or_cut_and_why(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(3):
+        noise_image(i).save(photos / f"{i}\x1b.png")
+
+    def embed() -> str:
+        command = ["embed", str(tiny_folder), str(photos), str(tmp_path / "store")]
+        assert main([*command, "--overwrite", "--workers", "0"]) == 0
+        return capsys.readouterr().err
+
+    assert "no captions are there, so the store is of images only" in embed()
+    assert main(["search", str(tiny_folder), str(tmp_path / "store"), "red"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    (photos / "0\x1b.txt").write_text("cat " * 40)
+    (photos / "1\x1b.txt").write_text("dog")
+    err = embed()
+    assert "left out 1 × no caption; --caption none embeds all images" in err
+    assert "1 of 2 captions are longer than 16 tokens and were cut" in err
+    assert "images only" not in err
+
+
 @pytest.mark.slow
 def test_the_real_command_line_embeds_and_searches(
     clipkit: Callable[..., Any], tiny_folder: Path, tmp_path: Path

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny_model import noise_image, noise_shard, png_bytes, save_tiny_model, write_shard
@@ -13,11 +16,12 @@ from tiny_model import noise_image, noise_shard, png_bytes, save_tiny_model, wri
 import clipkit
 from clipkit.encoder import Encoder
 from clipkit.errors import CheckpointError, ClipkitError, ConfigError, DataError
+from clipkit.retrieval import store as store_module
 from clipkit.retrieval import writer as writer_module
 from clipkit.retrieval.embed import embed
 from clipkit.retrieval.page import search_page
 from clipkit.retrieval.search import search, search_embeds
-from clipkit.retrieval.store import EmbeddingStore
+from clipkit.retrieval.store import TABLE, EmbeddingStore, sha256
 
 
 @pytest.fixture
@@ -184,9 +188,13 @@ def test_what_is_no_whole_store_is_refused_in_one_line(
     np.save(part, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     facts = json.loads(good)
     facts["parts"][part.name]["bytes"] = part.stat().st_size
+    facts["parts"][part.name]["sha256"] = sha256(part)
     manifest.write_text(json.dumps(facts))
     refused("not an array of numbers")
-    facts["parts"] = {"../../etc/passwd": {"rows": 1, "bytes": 1}}
+    for key, wrong in (("rows", "many"), ("dim", None), ("skipped", 3), ("source", [])):
+        manifest.write_text(json.dumps({**json.loads(good), key: wrong}))
+        refused(f"{key} is missing or broken")
+    facts["parts"] = {"../../etc/passwd": {"rows": 1, "bytes": 1, "sha256": ""}}
     manifest.write_text(json.dumps(facts))
     refused("parts is missing or broken")
     manifest.write_text(good.replace('"version": 1', '"version": 9'))
@@ -227,3 +235,134 @@ def test_a_model_in_no_folder_cannot_name_itself(
     nameless = Encoder(tiny_encoder.model, tiny_encoder.preprocess, tiny_encoder.tokenizer, "cpu")
     with pytest.raises(ClipkitError, match="has no folder"):
         _embed(nameless, shard, tmp_path / "store")
+
+
+def test_damage_that_leaves_the_size_alone_is_found(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "store"
+    store = _embed(tiny_encoder, shard, folder)
+    assert set(store.manifest["parts"]) == {
+        TABLE,
+        "image_embeds-00000.npy",
+        "text_embeds-00000.npy",
+    }
+    for name in store.manifest["parts"]:
+        good = (folder / name).read_bytes()
+        (folder / name).write_bytes(good[:-9] + b"x" + good[-8:])
+        with pytest.raises(CheckpointError, match=f"{name}: damaged"):
+            EmbeddingStore(folder)
+        (folder / name).write_bytes(good)
+    # What a large store's hashes would have told, the scores tell.
+    vectors = np.load(folder / "image_embeds-00000.npy")
+    vectors[7, 3] = np.nan
+    np.save(folder / "image_embeds-00000.npy", vectors)
+    monkeypatch.setattr(store_module, "VERIFIED_BYTES", 0)
+    with pytest.raises(CheckpointError, match=f"{folder}: its vectors are not finite"):
+        search(tiny_encoder, EmbeddingStore(folder), "red")
+
+
+def test_a_table_without_its_columns_is_refused(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    table = _embed(tiny_encoder, shard, folder).table.drop_columns(["caption"])
+    pq.write_table(table, folder / TABLE)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["parts"][TABLE]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="its columns are key, origin, source_row, not key"):
+        search(tiny_encoder, EmbeddingStore(folder), "red")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = sorted(p.name for p in tmp_path.iterdir())
+    for module, name in ((np, "save"), (writer_module, "put_in_place"), (pa, "table")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, full)
+            with pytest.raises(CheckpointError, match=r"store: cannot be written \(No space left"):
+                _embed(tiny_encoder, shard, tmp_path / "store")
+        assert sorted(p.name for p in tmp_path.iterdir()) == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot be written"):
+        _embed(tiny_encoder, shard, tmp_path / "file/store")
+
+
+def test_a_link_is_followed_and_what_the_dead_left_is_removed(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    (tmp_path / "disk").mkdir()
+    dead, living = tmp_path / f"disk/.big.{process.pid}.tmp", tmp_path / "disk/.big.1.tmp"
+    other = tmp_path / f"disk/.bigger.{process.pid}.tmp"
+    for folder in (dead, living, other):
+        folder.mkdir()
+    (tmp_path / "store").symlink_to("disk/big")  # which is not there yet
+    assert len(_embed(tiny_encoder, shard, tmp_path / "store")) == 20
+    assert (tmp_path / "store").is_symlink()
+    assert {p.name for p in (tmp_path / "disk").iterdir()} == {"big", living.name, other.name}
+
+
+def test_a_model_that_changes_meanwhile_is_refused(
+    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_model(tmp_path / "model", seed=0)
+    encoder = clipkit.load(folder, device="cpu")
+    add = writer_module.StoreWriter.add
+
+    def add_late(self: writer_module.StoreWriter, **columns: object) -> None:
+        save_tiny_model(folder, seed=1)
+        add(self, **columns)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(writer_module.StoreWriter, "add", add_late)
+    with pytest.raises(CheckpointError, match="has changed since it was loaded"):
+        _embed(encoder, shard, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.csv", "file,text\n0.png,red\n"),
+        ("metadata.jsonl", '{"file_name": "0.png", "text": "red"}\n{"file_name\n'),
+        ("captions.csv", "file_name,text\n0.png,red\n"),
+    ],
+)
+def test_captions_that_cannot_be_read_are_not_left_aside_in_silence(
+    tiny_encoder: Encoder, tmp_path: Path, name: str, text: str
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    noise_image(0).save(photos / "0.png")
+    (photos / name).write_text(text)
+    with pytest.raises(DataError, match=rf"{name}.*--caption FIELD.*--caption none"):
+        _embed(tiny_encoder, photos, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_parquet_captions_under_another_name_are_asked_for(
+    tiny_encoder: Encoder, tmp_path: Path
+) -> None:
+    columns = {"image": [png_bytes(noise_image(0))], "desc_en": ["red"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"desc_en.*--caption FIELD"):
+        _embed(tiny_encoder, tmp_path / "a.parquet", tmp_path / "store")
+
+
+def test_file_names_that_are_not_utf8_are_embedded_and_shown(
+    tiny_encoder: Encoder, tmp_path: Path
+) -> None:
+    photos = tmp_path / os.fsdecode(b"photos-\xff")
+    photos.mkdir()
+    (photos / os.fsdecode(b"caf\xe9.png")).write_bytes(png_bytes(noise_image(0)))
+    store = _embed(tiny_encoder, photos, photos / "store")
+    assert store.table["key"].to_pylist() == ["caf?.png"]
+    html, fault = search_page(store, ["red"], [search(tiny_encoder, store, "red", k=1)])
+    assert fault is None  # although the store is inside the folder
+    assert html.count("data:image/webp;base64,") == 1
