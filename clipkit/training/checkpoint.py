@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def save_checkpoint(folder: Path, step: int, write: Any, *, keep: int) -> Path:
+def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
     """Saves one checkpoint so that a kill at any moment leaves a loadable folder.
 
     Args:
@@ -39,10 +40,25 @@ def save_checkpoint(folder: Path, step: int, write: Any, *, keep: int) -> Path:
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        CheckpointError: it cannot be written, as when the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / checkpoint_name(step)
     aside = folder / f"{final.name}.tmp"
+    try:
+        return _save(final, aside, step, write, keep)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CheckpointError(
+            f"{final}: the checkpoint cannot be written ({error}); those before it are intact. "
+            "Free some space, then run the same command to go on from the newest"
+        ) from error
+
+
+def _save(final: Path, aside: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+    folder = final.parent
+    folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     failpoint(f"save-{step}-begun")

@@ -373,3 +373,21 @@ def test_too_little_shared_memory_ends_the_run_in_one_line(tmp_path: Path) -> No
     assert result.returncode == 3, result.stderr
     assert "/dev/shm is full or too small" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on(clipkit: Run, tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    whole = f"{sys.executable} -m clipkit train {config}"
+    # No file may grow beyond 768 KB: what a save meets on a full disk.
+    result = subprocess.run(
+        ["bash", "-c", f"ulimit -f 768; {whole}"],
+        cwd=ROOT, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 4, result.stderr
+    assert "step-000003: the checkpoint cannot be written" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert json.loads((tmp_path / "run/status.json").read_text())["exit_code"] == 4
+    assert not list((tmp_path / "run/checkpoints").glob("*.tmp"))
+    resumed = clipkit("train", config)
+    assert resumed.returncode == 0, resumed.stderr
