@@ -117,6 +117,14 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"data.augment.crop_ratio: {[ratio_low, ratio_high]}; two ratios, 0 < low <= high"
         )
+    if not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise ConfigError(f"optim.betas: {list(config.optim.betas)}; each from 0 to below 1")
+    if not all(std > 0 for std in config.preprocess.std):
+        raise ConfigError(f"preprocess.std: {list(config.preprocess.std)}; each must be above 0")
+    if config.seed >= 2**63:
+        raise ConfigError(f"seed: {config.seed}; it must be below 2**63")
+    if train.batch_size == 1:
+        raise ConfigError("train.batch_size: 1 has no negatives, so nothing would be learned")
     if config.optim.min_lr > config.optim.lr:
         raise ConfigError(f"optim.min_lr: {config.optim.min_lr} is above optim.lr")
     for name in config.eval.splits or []:

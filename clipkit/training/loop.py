@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from clipkit._version import __version__
-from clipkit.atomic import write_json
-from clipkit.config import Config
+from clipkit.atomic import write_json, write_text
+from clipkit.config import Config, dump_config
 from clipkit.data import Reader, build_train_loader, hold_back, open_source
 from clipkit.encoder import Encoder
 from clipkit.errors import (
@@ -140,6 +140,9 @@ def _train(
         init_temperature=config.loss.init_temperature,
         seed=config.seed,
     ).to(device)
+    if accelerator.is_main_process:
+        # Not before: a mistake that the tokenizer or the model finds may be put right.
+        write_text(folder / "config.yaml", dump_config(config))
     # The device is accelerate's choice, which may be the CPU of a machine with a GPU.
     attention = resolve_attention(config.model.attention, device.type)
     model.backbone.set_attn_implementation(attention)
@@ -154,6 +157,7 @@ def _train(
     start = state.step
     if start >= steps and (folder / "model").is_dir():
         if accelerator.is_main_process:
+            write_status(folder, "done", 0, step=start, total_steps=steps)
             print(f"{folder}: all {steps} steps are done; the model is in {folder / 'model'}")
         return folder / "model"
     wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
@@ -250,9 +254,9 @@ def _train(
         )
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf)
-        # The norm is of the averaged gradients, so all ranks agree. fp16 meets infinities by
-        # design; its scaler skips those steps itself.
-        if torch.isfinite(norm) or config.train.precision == "fp16":
+        # The norm is of the averaged gradients, so all ranks agree. A scaler, which fp16 has on
+        # a GPU, meets infinities by design and skips those steps itself.
+        if torch.isfinite(norm) or accelerator.scaler is not None:
             wrapped_optimizer.step()
             model.clamp_scale(config.loss.max_scale)
             nonfinite = 0
@@ -263,8 +267,8 @@ def _train(
             if nonfinite >= MAX_NONFINITE_STEPS:
                 raise NonFiniteError(
                     f"step {step + 1}: {nonfinite} steps in a row had a gradient that is not "
-                    f"finite; the last checkpoint is intact. Lower optim.lr (now "
-                    f"{config.optim.lr}) or set train.precision=fp32"
+                    f"finite; lower optim.lr (now {config.optim.lr}), or raise train.precision "
+                    f"(now {config.train.precision}). Checkpoints, if any, are as they were"
                 )
         wrapped_optimizer.zero_grad(set_to_none=True)
 

@@ -11,8 +11,7 @@ import yaml
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from clipkit.atomic import write_text
-from clipkit.config import Config, PreprocessConfig, config_to_dict, dump_config
+from clipkit.config import Config, PreprocessConfig, config_to_dict
 from clipkit.data import Reader
 from clipkit.data.tokenize import load_tokenizer, train_tokenizer
 from clipkit.errors import CheckpointError, ConfigError
@@ -76,7 +75,7 @@ def prepare_tokenizer(
 
 
 def check_unchanged(config: Config, folder: Path, allowed: Sequence[str]) -> list[str]:
-    """Compares the config with the one that the run was started with, and keeps the new one.
+    """Compares the config with the one that the run was started with.
 
     Args:
         config: the resolved config of this start.
@@ -107,7 +106,6 @@ def check_unchanged(config: Config, folder: Path, allowed: Sequence[str]) -> lis
             f"{folder}: this run was started with another config ({'; '.join(refused)}). Set "
             f"another output to start anew, or go on with {keys}"
         )
-    write_text(path, dump_config(config))
     return changed
 
 

@@ -391,3 +391,30 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on(clipkit: Run, tmp_p
     assert not list((tmp_path / "run/checkpoints").glob("*.tmp"))
     resumed = clipkit("train", config)
     assert resumed.returncode == 0, resumed.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_training_that_is_not_finite_ends_with_exit_5(
+    clipkit: Run, tmp_path: Path, precision: str
+) -> None:
+    config = write_config(tmp_path, train__steps=40, train__save_every=100, data__evaluate={})
+    result = clipkit(
+        "train", config, "optim.lr=1e30", "optim.grad_clip=null", f"train.precision={precision}"
+    )
+    assert result.returncode == 5, result.stderr
+    assert "10 steps in a row had a gradient that is not finite" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert json.loads((tmp_path / "run/status.json").read_text())["exit_code"] == 5
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.slow
+def test_a_mistake_that_was_put_right_does_not_stand_in_the_way(
+    clipkit: Run, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path)
+    wrong = clipkit("train", config, "preprocess.vocab_size=300")
+    assert wrong.returncode == 2, wrong.stderr
+    right = clipkit("train", config)
+    assert right.returncode == 0, right.stderr
