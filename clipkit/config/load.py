@@ -139,6 +139,7 @@ _MAY_BE_ZERO = {
     "seed",
     "data.workers",
     "data.holdout",
+    "data.max_loss_share",
     "data.max_skip_share",
     "data.augment.horizontal_flip",
     "eval.every",

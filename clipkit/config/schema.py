@@ -71,6 +71,8 @@ class DataConfig:
     shuffle_chunk: int = 64
     shuffle_window: int = 4096
     max_image_pixels: int = 64_000_000  # larger images are skipped before they are decoded
+    # Of the samples of ``train``, those lost to damaged shards; above it a run does not start.
+    max_loss_share: float = 0.001
     max_skip_share: float = 0.05  # of the samples seen; above it the run ends with exit 3
 
 

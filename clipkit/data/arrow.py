@@ -6,6 +6,7 @@ Images stay encoded (``Image(decode=False)``), so that one bad file cannot stop 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,7 +36,7 @@ def open_parquet(source: SourceConfig, paths: list[str], *, progress: bool) -> D
     """
     import pyarrow.parquet
 
-    filled = []
+    filled, sizes = [], []
     for path in paths:
         stat = files.stat(path)
         if not files.is_url(path):
@@ -47,13 +48,15 @@ def open_parquet(source: SourceConfig, paths: list[str], *, progress: bool) -> D
                     f"{path}: not a Parquet file, or cut short ({stat.size} bytes)."
                 ) from error
         filled.append(path)
+        sizes.append(stat.size)
     if not filled:
         raise DataError(f"{source.path}: no usable row.")
 
     def load(datasets: Any) -> Any:
         return datasets.load_dataset("parquet", data_files=filled, split="train")
 
-    return DatasetReader(source, load, folder=files.parent(paths[0]), progress=progress)
+    folder = files.parent(paths[0])
+    return DatasetReader(source, load, folder=folder, sizes=sizes, progress=progress)
 
 
 def open_dataset(source: SourceConfig, *, progress: bool) -> DatasetReader:
@@ -84,6 +87,7 @@ class DatasetReader:
         source: ``image`` and ``caption`` name columns; ``a.b`` a field inside one.
         load: given the ``datasets`` module, makes the dataset.
         folder: what relative image paths are relative to.
+        sizes: of the files it is loaded from, in bytes; those of its Arrow files otherwise.
         progress: let ``datasets`` show its bars.
 
     Raises:
@@ -91,13 +95,20 @@ class DatasetReader:
     """
 
     def __init__(
-        self, source: SourceConfig, load: Callable[[Any], Any], *, folder: str, progress: bool
+        self,
+        source: SourceConfig,
+        load: Callable[[Any], Any],
+        *,
+        folder: str,
+        sizes: list[int] | None = None,
+        progress: bool,
     ) -> None:
         import datasets
 
         self.source = source
         self.dropped: dict[str, int] = {}
         self.damage: list[str] = []
+        self.lost = 0
         self._folder = folder
         try:
             with _quiet(datasets, progress):
@@ -107,20 +118,27 @@ class DatasetReader:
         self._class_names: list[str] | None = None
         self._image, self._caption = self._choose(loaded, datasets)
         self._data = self._plain(loaded, datasets)
-        self._rows = self._usable()
+        captions = hashlib.sha256()
+        self._rows = self._usable(captions)
         self.shard_sizes = [len(self)]
         if len(self) == 0:
             why = ", ".join(f"{count} with {reason}" for reason, count in self.dropped.items())
             raise DataError(f"{source.path}: no usable row{': ' + why if why else ''}.")
+        if sizes is None:
+            sizes = [files.total_size([file["filename"]]) or 0 for file in loaded.cache_files]
         self.fingerprint = files.digest(
-            source.split, self._image, self._caption, str(loaded.features), len(loaded), len(self)
+            *(source.split, self._image, self._caption, str(loaded.features)),
+            *(len(loaded), len(self), captions.hexdigest(), *sizes),
         )
 
     def __len__(self) -> int:
         return len(self._data) if self._rows is None else len(self._rows)
 
     def __getitem__(self, row: int) -> Pair:
-        record = self._data[self._number(row)]
+        try:
+            record = self._data[self._number(row)]
+        except UnicodeDecodeError:
+            raise SampleError("text that is not UTF-8") from None
         value = reader.field_of(record, self._image) if self._image else None
         name = value.get("path") if isinstance(value, dict) else value
         key = name if isinstance(name, str) and name else f"{self._number(row):08d}"
@@ -141,7 +159,18 @@ class DatasetReader:
             return
         column = self._data.select_columns([self._caption.split(".")[0]])
         for row in range(len(self)):
-            yield self._caption_of(column[self._number(row)]) or ""
+            try:
+                yield self._caption_of(column[self._number(row)]) or ""
+            except UnicodeDecodeError:
+                yield ""
+
+    def image_names(self) -> Iterator[str] | None:
+        if self._image is None or "." in self._image:
+            return None
+        if self._data.features[self._image].dtype not in ("string", "large_string"):
+            return None
+        column = self._data.select_columns([self._image])
+        return (str(column[self._number(row)][self._image]) for row in range(len(self)))
 
     def _number(self, row: int) -> int:
         if not 0 <= row < len(self):
@@ -177,8 +206,8 @@ class DatasetReader:
         ]
         return loaded.select_columns(keep).with_format(None)
 
-    def _usable(self) -> np.ndarray | None:
-        """Rows whose caption is there, or None where all are; only texts are looked at."""
+    def _usable(self, digest: Any) -> np.ndarray | None:
+        """Rows whose caption is there, or None where all are; ``digest`` is told the texts."""
         if self._caption is None or "." in self._caption or self._class_names is not None:
             return None
         import pyarrow
@@ -190,8 +219,15 @@ class DatasetReader:
             texts = table.column(0)
             there = compute.fill_null(compute.is_valid(texts), False)
             if pyarrow.types.is_string(texts.type) or pyarrow.types.is_large_string(texts.type):
-                length = compute.utf8_length(compute.utf8_trim_whitespace(texts))
+                raw = texts.cast(pyarrow.large_binary())  # some may not be UTF-8
+                digest.update(b"\0".join(text or b"" for text in raw.to_pylist()))
+                try:
+                    length = compute.utf8_length(compute.utf8_trim_whitespace(texts))
+                except pyarrow.ArrowInvalid:
+                    length = compute.binary_length(raw)
                 there = compute.and_(there, compute.fill_null(compute.greater(length, 0), False))
+            else:
+                digest.update(repr(texts.to_pylist()).encode())
             keep.append(there.to_numpy())
         usable = np.concatenate(keep) if keep else np.zeros(0, dtype=bool)
         if usable.all():

@@ -6,11 +6,15 @@ after it. Nothing here runs a shell, and names inside data sets are never paths 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import glob
 import hashlib
 import os
 import re
+import stat as stat_module
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -154,8 +158,26 @@ def read_all(path: str, limit: int) -> bytes:
         with _RemoteErrors(path), fs.open(inner, "rb") as file:
             remote: bytes = file.read(limit + 1)
             return remote
-    with open(path, "rb") as local:
+    # Opening a pipe waits for its writer, for ever; a device may never end.
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    )
+    with open(descriptor, "rb") as local:
+        if not stat_module.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
         return local.read(limit + 1)
+
+
+def total_size(paths: Iterable[str]) -> int | None:
+    """Bytes of all these local files together, a missing one as none; None for URLs, where
+    asking for each would take longer than reading."""
+    total = 0
+    for path in paths:
+        if is_url(path):
+            return None
+        with contextlib.suppress(OSError):
+            total += os.stat(path).st_size
+    return total
 
 
 def cache_folder() -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from clipkit.config.schema import SourceConfig
 from clipkit.data import files, reader
+from clipkit.data.reader import SampleError
 from clipkit.data.table import TableReader, read_image
 from clipkit.errors import DataError
 from clipkit.types import Pair
@@ -36,6 +37,7 @@ class FolderReader:
         self.source = source
         self.dropped: dict[str, int] = {}
         self.damage: list[str] = []
+        self.lost = 0
         self._folder = folder
         images = [name for name in names if extension(name) in reader.IMAGE_EXTENSIONS]
         if not images:
@@ -66,7 +68,10 @@ class FolderReader:
         if len(images) > len(self._names):
             self.dropped["no caption"] = len(images) - len(self._names)
         self.shard_sizes = [len(self)]
-        self.fingerprint = files.digest(source.caption, *self._names)
+        used = [*self._names, *self._texts.values()]
+        size = files.total_size(files.join(folder, name) for name in used)
+        captions = [record[_CAPTION] for record in self._metadata.values()]
+        self.fingerprint = files.digest(source.caption, size, *self._names, *captions)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -86,7 +91,13 @@ class FolderReader:
 
     def captions(self) -> Iterator[str]:
         for name in self._names:
-            yield self._caption(name) or ""
+            try:
+                yield self._caption(name) or ""
+            except SampleError:
+                yield ""
+
+    def image_names(self) -> None:
+        return None
 
     def _name(self, row: int) -> str:
         if not 0 <= row < len(self):
@@ -98,8 +109,10 @@ class FolderReader:
             path = files.join(self._folder, self._texts[name])
             try:
                 raw = files.read_all(path, reader.MAX_CAPTION_BYTES)
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+            except FileNotFoundError:
+                raise DataError(f"{path}: it vanished; start again.") from None
+            except OSError:
+                raise SampleError("unreadable caption file") from None
             return raw.decode("utf-8-sig", "replace")
         if name in self._metadata:
             return str(self._metadata[name][_CAPTION])

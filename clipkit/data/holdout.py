@@ -9,6 +9,7 @@ import numpy as np
 
 from clipkit.data.reader import Reader
 from clipkit.data.rng import Purpose, permutation
+from clipkit.errors import DataError
 from clipkit.types import Pair
 
 
@@ -26,7 +27,7 @@ class PartReader:
         ends = np.cumsum(whole.shard_sizes)
         shard = np.searchsorted(ends, rows, side="right")
         self.shard_sizes: list[int] = np.bincount(shard, minlength=len(ends)).tolist()
-        self.dropped, self.damage = whole.dropped, whole.damage
+        self.dropped, self.damage, self.lost = whole.dropped, whole.damage, whole.lost
         digest = hashlib.sha256(rows.tobytes()).hexdigest()
         self.fingerprint = hashlib.sha256(f"{whole.fingerprint} {digest}".encode()).hexdigest()
 
@@ -40,18 +41,26 @@ class PartReader:
         return self.whole.locate(int(self.rows[row]))
 
     def captions(self) -> Iterator[str]:
+        return self._ours(self.whole.captions())
+
+    def image_names(self) -> Iterator[str] | None:
+        names = self.whole.image_names()
+        return None if names is None else self._ours(names)
+
+    def _ours(self, values: Iterator[str]) -> Iterator[str]:
         ours = np.zeros(len(self.whole), dtype=bool)
         ours[self.rows] = True
-        for keep, caption in zip(ours, self.whole.captions(), strict=True):
+        for keep, value in zip(ours, values, strict=True):
             if keep:
-                yield caption
+                yield value
 
 
 def hold_back(reader: Reader, share: float) -> tuple[Reader, Reader]:
     """Splits a source at random, always in the same way.
 
-    The choice depends on the number of samples alone, not on the run's seed, so that runs
-    with several seeds are judged on the same samples.
+    The choice depends on the samples alone, not on the run's seed, so that runs with several
+    seeds are judged on the same samples. Images are what is chosen: all captions of one stay
+    on one side.
 
     Args:
         reader: the whole.
@@ -59,8 +68,28 @@ def hold_back(reader: Reader, share: float) -> tuple[Reader, Reader]:
 
     Returns:
         What is left to train on, and what is held back.
+
+    Raises:
+        DataError: all rows are of one image.
     """
-    count = len(reader)
+    images = _numbered_images(reader)
+    count = int(images.max()) + 1
+    if count < 2:
+        raise DataError(
+            f"{reader.source.path}: one image alone cannot be split by data.holdout; set it to 0"
+        )
     back = min(count - 1, max(1, round(share * count)))
-    order = permutation(0, Purpose.HOLDOUT, size=count)
-    return PartReader(reader, np.sort(order[back:])), PartReader(reader, np.sort(order[:back]))
+    held = np.zeros(count, dtype=bool)
+    held[permutation(0, Purpose.HOLDOUT, size=count)[:back]] = True
+    of_row = held[images]
+    return PartReader(reader, np.flatnonzero(~of_row)), PartReader(reader, np.flatnonzero(of_row))
+
+
+def _numbered_images(reader: Reader) -> np.ndarray:
+    """(N,) the number of each row's image, in order of first appearance."""
+    names = reader.image_names()
+    if names is None:
+        return np.arange(len(reader))
+    numbers: dict[bytes, int] = {}
+    digests = (hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=16) for name in names)
+    return np.array([numbers.setdefault(d.digest(), len(numbers)) for d in digests])

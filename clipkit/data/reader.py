@@ -41,13 +41,16 @@ class Reader(Protocol):
         shard_sizes: samples a shard, in shard order; a row counts through them.
         dropped: samples that were left out when counting, by reason.
         damage: what is wrong with the files, a sentence each, naming file and place.
-        fingerprint: hash of the files' names and sizes and of the counts.
+        lost: samples lost to that damage: an estimate, at least one a place.
+        fingerprint: hash of the files' names and sizes, of captions kept apart from the images,
+            and of the counts.
     """
 
     source: SourceConfig
     shard_sizes: list[int]
     dropped: dict[str, int]
     damage: list[str]
+    lost: int
     fingerprint: str
 
     def __len__(self) -> int:
@@ -69,6 +72,10 @@ class Reader(Protocol):
 
     def captions(self) -> Iterator[str]:
         """All captions in row order, without reading images; empty where there is none."""
+        ...
+
+    def image_names(self) -> Iterator[str] | None:
+        """The name of each row's image, where several rows may share one; else None."""
         ...
 
 

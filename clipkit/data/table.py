@@ -25,7 +25,9 @@ from clipkit.types import Pair
 EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "json")
 _BLOCK = 2**20
 _MAX_RECORD = 2**24  # bytes; a quote that is never closed swallows all that follows
-_GAP = re.compile(r"[ \t\r\n,]*")  # between the elements of a JSON list
+_SPACE = re.compile(r"[ \t\r\n]*")
+# A longer one is an error in Python's csv, in whichever process it is met.
+csv.field_size_limit(max(csv.field_size_limit(), _MAX_RECORD))
 _Record = dict[str, Any]
 
 
@@ -44,6 +46,7 @@ class TableReader:
     def __init__(self, source: SourceConfig, paths: list[str], *, progress: bool) -> None:
         self.source = source
         self.damage: list[str] = []
+        self.lost = 0
         self.shard_sizes: list[int] = []
         self._paths = paths
         self._offsets: list[np.ndarray] = []
@@ -96,6 +99,9 @@ class TableReader:
     def captions(self) -> Iterator[str]:
         for _, caption, _ in self.records():
             yield caption
+
+    def image_names(self) -> Iterator[str] | None:
+        return (name for name, _, _ in self.records()) if self._image else None
 
     def records(self) -> Iterator[tuple[str, str, _Record]]:
         """(image name, caption, all columns) of each row, without reading images."""
@@ -215,8 +221,14 @@ class _Format:
         line = start.decode("utf-8-sig", "replace").split("\n", 1)[0]
         # Many tools write tabs or semicolons into files called .csv.
         self.delimiter = "\t" if name.endswith(".tsv") else max(",\t;", key=line.count)
-        csv.field_size_limit(max(csv.field_size_limit(), _MAX_RECORD))
-        self._header = [column.strip() for column in self._split(line)]
+        if "\r" in line.rstrip("\r"):
+            raise DataError(
+                f"{path}: its lines end with CR alone, as on old Macs; save it with line feeds."
+            )
+        try:
+            self._header = [column.strip() for column in self._split(line)]
+        except ValueError as error:
+            raise DataError(f"{path}, line 1: not a valid header ({error}).") from error
 
     def columns(self) -> list[str]:
         """Names of the columns; of JSON, those of the first record."""
@@ -239,13 +251,7 @@ class _Format:
             if not isinstance(record, dict):
                 raise ValueError("not an object")
             return record
-        values = self._split(text)
-        if len(values) > len(self._header):
-            raise ValueError(
-                f"{len(values)} values for {len(self._header)} columns; put quotes around texts "
-                "that hold the separator"
-            )
-        return dict(zip(self._header, values, strict=False))
+        return self._named(self._split(text))
 
     def records(self, size: int, advance: Advance) -> Iterator[tuple[int, int, _Record]]:
         """(offset, size, record) of all records.
@@ -257,8 +263,12 @@ class _Format:
         try:
             if self._is_list:
                 yield from self._list_records(size)
-            elif self.delimiter is None:
-                for line in lines:
+            elif self.delimiter in (None, "\t"):
+                # One line is one record, also where a caption starts with a quotation mark.
+                each = iter(lines)
+                if self.delimiter:
+                    next(each, None)  # the header
+                for line in each:
                     if line.strip(b"\xef\xbb\xbf \t\r\n"):
                         yield lines.at - len(line), len(line), self.parse(line)
             else:
@@ -279,36 +289,65 @@ class _Format:
         start = lines.at
         for values in parsed:
             end, begin, start = lines.at, start, lines.at
-            if not values:
-                continue
-            if len(values) > len(self._header):
-                raise ValueError(
-                    f"{len(values)} values for {len(self._header)} columns; put quotes around "
-                    "texts that hold the separator"
-                )
-            yield begin, end - begin, dict(zip(self._header, values, strict=False))
+            if values:
+                yield begin, end - begin, self._named(values)
 
     def _list_records(self, size: int) -> Iterator[tuple[int, int, _Record]]:
         """The elements of one JSON list, each with its place."""
         text = files.read(self._path, 0, size).decode("utf-8", "surrogateescape")
         decoder = json.JSONDecoder()
-        at = text.index("[") + 1
-        offset = len(text[:at].encode("utf-8", "surrogateescape"))
-        while True:
-            gap = _GAP.match(text, at)
-            assert gap is not None
-            at, offset = gap.end(), offset + len(gap[0])
-            if at >= len(text) or text[at] == "]":
-                return
-            record, end = decoder.raw_decode(text, at)
+
+        def skip_space(at: int) -> int:
+            space = _SPACE.match(text, at)
+            assert space is not None
+            return space.end()
+
+        begin, at = 0, skip_space(text.index("[") + 1)
+        offset = 0  # of ``begin``, in bytes
+        while text[at : at + 1] != "]":
+            if begin:  # behind an element
+                if text[at : at + 1] != ",":
+                    raise self._in_list(text, at, "the list is not closed, so it may be cut short")
+                at = skip_space(at + 1)
+            try:
+                record, end = decoder.raw_decode(text, at)
+            except json.JSONDecodeError as error:
+                raise self._in_list(text, at, str(error)) from None
             if not isinstance(record, dict):
-                raise ValueError("not a list of objects")
+                raise self._in_list(text, at, "not a list of objects")
+            offset += len(text[begin:at].encode("utf-8", "surrogateescape"))
             length = len(text[at:end].encode("utf-8", "surrogateescape"))
             yield offset, length, record
-            at, offset = end, offset + length
+            begin, at, offset = end, skip_space(end), offset + length
+
+    def _in_list(self, text: str, at: int, what: str) -> DataError:
+        line = text.count("\n", 0, at) + 1
+        return DataError(f"{self._path}, line {line}: not a valid record ({what}).")
+
+    def _named(self, values: list[str]) -> _Record:
+        if len(values) > len(self._header):
+            raise ValueError(
+                f"{len(values)} values for {len(self._header)} columns; put quotes around texts "
+                "that hold the separator"
+            )
+        return dict(zip(self._header, values, strict=False))
 
     def _split(self, text: str) -> list[str]:
-        return next(csv.reader([text], delimiter=self.delimiter or ","), [])
+        if self.delimiter == "\t":
+            return [_unquoted(value) for value in text.rstrip("\r\n").split("\t")]
+        try:
+            return next(csv.reader([text], delimiter=self.delimiter or ","), [])
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+
+
+def _unquoted(value: str) -> str:
+    """``"say ""hi"" "`` → ``say "hi" ``, and ``"hi" she said`` as it is: of tables with tabs,
+    some quote as CSV does, and most hold bare text."""
+    inner = value[1:-1].replace('""', "")
+    if len(value) < 2 or value[0] != '"' or value[-1] != '"' or '"' in inner:
+        return value
+    return value[1:-1].replace('""', '"')
 
 
 class _Lines:

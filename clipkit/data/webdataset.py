@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,18 +35,22 @@ from clipkit.data.tar import list_tar
 from clipkit.errors import DataError
 from clipkit.types import Pair
 
-_KIND = "tar"
+_KIND = "tar 2"
 _KEPT_ROWS = 4_000_000  # of shard indexes in memory, some 60 bytes each
 _NAME = re.compile(rb"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # key, extension
 
 
+# (S,) offsets, -1 where there is none; sizes; CRC-32, -1 where it is not known.
+_Places = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+
 @dataclass(slots=True)
 class _Shard:
-    """The usable samples of one shard: (S,) offsets and sizes, -1 where there is none."""
+    """The usable samples of one shard."""
 
-    image: tuple[NDArray[np.int64], NDArray[np.int64]]
-    caption: tuple[NDArray[np.int64], NDArray[np.int64]]
-    fields: tuple[NDArray[np.int64], NDArray[np.int64]]
+    image: _Places
+    caption: _Places
+    fields: _Places
     keys: tuple[NDArray[np.uint8], NDArray[np.int64]]
     names: NDArray[np.int64]  # (S,) the sample's number among all, usable or not
 
@@ -67,6 +72,8 @@ class TarReader:
         self.source = source
         self.dropped: dict[str, int] = {}
         self.damage: list[str] = []
+        self.lost = 0
+        self._samples: list[int] = []  # a shard, usable or not
         self.shard_sizes: list[int] = []
         self._paths = paths
         self._stats: list[files.FileStat] = []
@@ -85,8 +92,8 @@ class TarReader:
             shard = self._select(arrays, dropped)
             self._keep(number, shard)
             self.shard_sizes.append(len(shard.names))
-            if damage := unpack_json(arrays["damage"]):
-                self.damage.append(f"{path}: {damage}.")
+            self._note_damage(path, stat, arrays)
+        self._compare_with_sizes_json()
         self.dropped = dict(dropped)
         self._ends = np.cumsum(self.shard_sizes, dtype=np.int64)
         if len(self) == 0:
@@ -128,8 +135,36 @@ class TarReader:
                     metadata = _parse_fields(raw)
                 yield self._caption_of(self._paths[number], shard, i, metadata) or ""
 
+    def image_names(self) -> None:
+        return None
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": OrderedDict(), "_kept_rows": 0}
+
+    def _note_damage(self, path: str, stat: files.FileStat, arrays: Arrays) -> None:
+        samples = len(arrays["key_ends"])
+        self._samples.append(samples)
+        damage: list[str] = unpack_json(arrays["damage"])
+        self.damage += [f"{path}: {what}." for what in damage]
+        if damage:
+            lost = int(arrays["lost"])
+            bytes_a_sample = max(1.0, (stat.size - lost) / max(1, samples))
+            self.lost += max(len(damage), round(lost / bytes_a_sample))
+
+    def _compare_with_sizes_json(self) -> None:
+        """What a ``sizes.json`` beside the shards says of their samples, held against them."""
+        told: dict[str, dict[str, Any]] = {}
+        for path, samples in zip(self._paths, self._samples, strict=True):
+            folder = files.parent(path)
+            if folder not in told:
+                told[folder] = _read_sizes(files.join(folder, "sizes.json"))
+            name = path.replace("\\", "/").rsplit("/", 1)[-1]
+            expected = told[folder].get(name)
+            if isinstance(expected, dict):
+                expected = expected.get("samples")
+            if isinstance(expected, int) and expected > samples:
+                self.damage.append(f"{path}: holds {samples} samples; sizes.json says {expected}.")
+                self.lost += expected - samples
 
     def _wanted_caption(self) -> tuple[list[str], str | None]:
         """Extensions to look for, and the JSON field where it is one."""
@@ -159,15 +194,18 @@ class TarReader:
         samples = len(arrays["key_ends"])
         usable = np.ones(samples, dtype=bool)
 
-        def place(wanted: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        def place(wanted: list[str]) -> _Places:
             offset = np.full(samples, -1, dtype=np.int64)
             size = np.zeros(samples, dtype=np.int64)
+            checksum = np.full(samples, -1, dtype=np.int64)
             for name in reversed(wanted):  # the first that is there wins
                 if name in names:
                     of_name = arrays["extension"] == names.index(name)
-                    offset[arrays["sample"][of_name]] = arrays["offset"][of_name]
-                    size[arrays["sample"][of_name]] = arrays["size"][of_name]
-            return offset, size
+                    sample = arrays["sample"][of_name]
+                    offset[sample] = arrays["offset"][of_name]
+                    size[sample] = arrays["size"][of_name]
+                    checksum[sample] = arrays["checksum"][of_name]
+            return offset, size, checksum
 
         def drop(bad: NDArray[np.bool_], reason: str) -> None:
             if count := int((bad & usable).sum()):
@@ -182,9 +220,9 @@ class TarReader:
             drop(caption[0] < 0, "no caption")
         rows = np.flatnonzero(usable)
         return _Shard(
-            image=(image[0][rows], image[1][rows]),
-            caption=(caption[0][rows], caption[1][rows]),
-            fields=(fields[0][rows], fields[1][rows]),
+            image=_taken(image, rows),
+            caption=_taken(caption, rows),
+            fields=_taken(fields, rows),
             keys=(arrays["keys"], arrays["key_ends"]),
             names=rows,
         )
@@ -216,15 +254,16 @@ class TarReader:
         while self._kept_rows > _KEPT_ROWS and len(self._shards) > 1:
             self._kept_rows -= len(self._shards.popitem(last=False)[1].names)
 
-    def _member(
-        self, path: str, place: tuple[NDArray[np.int64], NDArray[np.int64]], i: int, limit: int
-    ) -> bytes | None:
-        offset, size = int(place[0][i]), min(int(place[1][i]), limit)
+    def _member(self, path: str, places: _Places, i: int, limit: int) -> bytes | None:
+        offset, whole, checksum = (int(of_all[i]) for of_all in places)
         if offset < 0:
             return None
+        size = min(whole, limit)
         data = files.read(path, offset, size)
         if len(data) < size:
             raise SampleError("shard cut short")
+        if size == whole and checksum >= 0 and zlib.crc32(data) != checksum:
+            raise SampleError("bytes changed since the shard was indexed")
         return data
 
     def _caption_of(self, path: str, shard: _Shard, i: int, fields: dict[str, Any]) -> str | None:
@@ -245,6 +284,11 @@ class TarReader:
         )
 
 
+def _taken(places: _Places, rows: NDArray[np.intp]) -> _Places:
+    offset, size, checksum = places
+    return offset[rows], size[rows], checksum[rows]
+
+
 def caption_in(fields: dict[str, Any], name: str) -> str | None:
     """The caption in a field of a sample's JSON."""
     return reader.caption_text(reader.field_of(fields, name))
@@ -257,8 +301,8 @@ def _index_tar(path: str, stat: files.FileStat, advance: Advance) -> Arrays:
     has: set[tuple[int, int]] = set()
     extensions: dict[str, int] = {}
     keys: list[bytes] = []
-    members: list[tuple[int, int, int, int]] = []
-    for name, offset, size in listing.members:
+    members: list[tuple[int, int, int, int, int]] = []
+    for (name, offset, size), checksum in zip(listing.members, listing.checksums, strict=True):
         match = _NAME.fullmatch(name)
         if match is None:
             continue
@@ -273,8 +317,8 @@ def _index_tar(path: str, stat: files.FileStat, advance: Advance) -> Arrays:
             sample = samples[key] = len(keys)
             keys.append(key)
         has.add((sample, extension))
-        members.append((sample, extension, offset, size))
-    table = np.array(members, dtype=np.int64).reshape(-1, 4)
+        members.append((sample, extension, offset, size, checksum))
+    table = np.array(members, dtype=np.int64).reshape(-1, 5)
     packed, ends = pack_texts(keys)
     counts = Counter(table[:, 1].tolist())
     names = list(extensions)
@@ -284,11 +328,21 @@ def _index_tar(path: str, stat: files.FileStat, advance: Advance) -> Arrays:
         "extensions": pack_json(names),
         "seen": pack_json({names[e]: count for e, count in counts.most_common(20)}),
         "damage": pack_json(listing.damage),
+        "lost": np.array(listing.lost),
         "sample": table[:, 0].astype(np.int32),
         "extension": table[:, 1].astype(np.int32),
         "offset": table[:, 2],
         "size": table[:, 3],
+        "checksum": table[:, 4],
     }
+
+
+def _read_sizes(path: str) -> dict[str, Any]:
+    try:
+        sizes = json.loads(files.read_all(path, 2**28))
+    except (OSError, ValueError, DataError):
+        return {}
+    return sizes if isinstance(sizes, dict) else {}
 
 
 def _parse_fields(raw: bytes | None) -> dict[str, Any]:

@@ -120,6 +120,7 @@ def _train(
     config = resolve_preprocess(config)
     with accelerator.main_process_first():  # the others find the index made
         reader, eval_readers = open_data(config, progress=accelerator.is_main_process)
+    _check_loss(reader, config.data.max_loss_share)
     if batch_size > len(reader):
         raise ConfigError(
             f"train.batch_size: {batch_size} is more than the {len(reader)} samples of "
@@ -357,6 +358,21 @@ def versions() -> dict[str, str]:
 def _left_out(reader: Reader) -> list[str]:
     path = reader.source.path
     return [f"{path}: left out {count:,} × {why}" for why, count in reader.dropped.items()]
+
+
+def _check_loss(reader: Reader, most: float) -> None:
+    """Refuses a source of which too much is lost to damaged files.
+
+    Raises:
+        DataError: the files are named.
+    """
+    if reader.lost > most * (len(reader) + reader.lost):
+        first = " ".join(reader.damage[:3])
+        more = f" And {len(reader.damage) - 3} more." if len(reader.damage) > 3 else ""
+        raise DataError(
+            f"{first}{more} Of {len(reader) + reader.lost} samples {reader.lost} or more are lost, "
+            f"more than data.max_loss_share={most} allows. Copy the files anew, or raise that share"
+        )
 
 
 def _count_skipped(batch: Batch, counts: Counter[str], config: Config) -> None:

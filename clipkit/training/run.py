@@ -22,6 +22,8 @@ _FREE = (
     "output",
     "data.evaluate",
     "data.workers",
+    "data.max_loss_share",
+    "data.max_skip_share",
     "train.save_every",
     "train.keep",
     "train.log_every",
@@ -92,7 +94,9 @@ def check_unchanged(config: Config, folder: Path, allowed: Sequence[str]) -> lis
     changed: list[str] = []
     refused: list[str] = []
     if path.is_file():
-        before = dict(_leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        # A key that came with a later version was at its default before.
+        before = dict(_leaves(config_to_dict(Config())))
+        before |= dict(_leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
         now = dict(_leaves(config_to_dict(config)))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) == now.get(key):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from sample_files import encoded
@@ -204,3 +208,54 @@ def test_image_urls_go_through_fsspec(folder):
             reader[1]
     finally:
         memory.rm("/pictures", recursive=True)
+
+
+def test_a_quotation_mark_in_a_tsv_swallows_no_rows(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.tsv"
+    rows = ['"Hello" she said', "a plain one", '"quoted ""as"" CSV does"', '"never closed']
+    table.write_text("image\tcaption\n" + "".join(f"{i}.png\t{r}\n" for i, r in enumerate(rows)))
+    assert list(open_source(SourceConfig(path=str(table))).captions()) == [
+        *('"Hello" she said', "a plain one", 'quoted "as" CSV does', '"never closed'),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"image": "0.png", "caption": "a"}',
+        '[\n{"image": "0.png", "caption": "a"},\n',
+        '[{"image": "0.png", "caption": "a"} {"image": "1.png", "caption": "b"}]',
+    ],
+)
+def test_a_json_list_that_is_cut_is_refused(tmp_path: Path, text: str) -> None:
+    table = tmp_path / "pairs.json"
+    table.write_text(text)
+    with pytest.raises(DataError, match=r"pairs\.json, line \d+: not a valid record"):
+        open_source(SourceConfig(path=str(table)))
+
+
+def test_line_ends_of_old_macs_are_named(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_bytes(b"image,caption\r0.png,a\r1.png,b\r")
+    with pytest.raises(DataError, match="end with CR alone"):
+        open_source(SourceConfig(path=str(table)))
+
+
+def test_a_long_field_is_read_in_any_process(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_text(f"image,caption\n0.png,{'long ' * 40_000}\n")
+    reader = open_source(SourceConfig(path=str(table)))
+    code = "import pickle, sys; r = pickle.load(sys.stdin.buffer); print(len(next(r.captions())))"
+    spawned = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(reader), capture_output=True, check=True
+    )
+    assert int(spawned.stdout) == 200_000
+
+
+def test_a_pipe_in_place_of_an_image_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.png")
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,caption\n0.png,a\n")
+    reader = open_source(SourceConfig(path=str(table)))
+    with pytest.raises(SampleError, match="unreadable image file"):
+        reader[0]

@@ -36,7 +36,7 @@ def test_listing_equals_tarfile(tmp_path, format):
         expected = [(m.name.encode(), m.offset_data, m.size) for m in tar]
     assert listing(data).members == expected
     assert contents(data) == dict(members)
-    assert listing(data).damage is None
+    assert not listing(data).damage
 
 
 def test_only_plain_files_are_listed():
@@ -73,7 +73,7 @@ def test_a_member_beyond_eight_gigabytes_is_found():
             lambda _: None,
         )
         assert listed.members == [(b"huge.bin", len(header), 9 * 2**30)]
-        assert listed.damage is None
+        assert not listed.damage
 
 
 def cut_places(data: bytes) -> dict[str, tuple[bytes, int, str]]:
@@ -105,25 +105,77 @@ def test_damage_is_named_and_what_stands_before_it_kept(tmp_path, kind):
     data, kept, said = cut_places(whole)[kind]
     found = listing(data)
     assert [name.decode() for name, _, _ in found.members] == [f"{i}.jpg" for i in range(kept)]
-    assert said in found.damage
+    assert len(found.damage) == 1
+    assert said in found.damage[0]
     assert contents(data)["1.jpg"] == members[1][1]
 
 
-def test_random_damage_ends_the_scan_and_never_fails(tmp_path):
+def test_what_stands_behind_a_damage_is_kept(tmp_path):
+    members = [(f"{i}.jpg", bytes([i]) * 30_000) for i in range(6)]
+    whole = write_tar(tmp_path / "x.tar", members).read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        third, fourth = list(tar)[2:4]
+    garbage = np.random.default_rng(0).bytes(7_000)
+    cases = {
+        "a header overwritten": (
+            whole[: third.offset] + garbage[:512],
+            whole[third.offset + 512 :],
+        ),
+        "a stretch overwritten": (
+            whole[: third.offset_data] + garbage,
+            whole[third.offset_data + 7_000 :],
+        ),
+        "bytes missing": (whole[: third.offset_data + 99], whole[third.offset_data + 1000 :]),
+        "bytes too many": (whole[: fourth.offset] + garbage, whole[fourth.offset :]),
+        "an end mark in the middle": (whole[: fourth.offset] + bytes(1024), whole[fourth.offset :]),
+    }
+    kept = {
+        "a header overwritten": [0, 1, 3, 4, 5],
+        "a stretch overwritten": [0, 1, 2, 3, 4, 5],  # found by its picture, not by the tar
+        "bytes missing": [0, 1, 3, 4, 5],
+        "bytes too many": [0, 1, 2, 3, 4, 5],
+        "an end mark in the middle": [0, 1, 2, 3, 4, 5],
+    }
+    for case, (before, after) in cases.items():
+        found = listing(before + after)
+        names = [name.decode() for name, _, _ in found.members]
+        assert names == [f"{i}.jpg" for i in kept[case]], case
+        assert bool(found.damage) == (case != "a stretch overwritten"), case
+        assert contents(before + after)["5.jpg"] == members[5][1], case
+
+
+def test_two_archives_laid_end_to_end_are_both_read(tmp_path):
+    first = write_tar(tmp_path / "x.tar", [("0.txt", b"a")]).read_bytes()
+    second = write_tar(tmp_path / "y.tar", [("1.txt", b"b")]).read_bytes()
+    assert contents(first + second) == {"0.txt": b"a", "1.txt": b"b"}
+
+
+def test_random_damage_never_fails_and_untouched_members_are_kept(tmp_path):
     members = [(f"{i}.txt", b"x" * (i * 37)) for i in range(20)] + [(LONG, b"long")]
     whole = write_tar(tmp_path / "x.tar", members).read_bytes()
+    intact = listing(whole).members
+    ends = [0, *(offset + -(-size // 512) * 512 for _, offset, size in intact)]
+    places = list(zip(intact, ends[:-1], strict=True))  # a member, and where its headers begin
     rng = np.random.default_rng(0)
     damaged = 0
     for i in range(2000):
         data = bytearray(whole)
-        for at in rng.integers(0, len(data), size=3):
+        touched = [int(at) for at in rng.integers(0, len(data), size=3)]
+        for at in touched:
             data[at] = rng.integers(256)
         if i % 4 == 0:
             data = data[: rng.integers(len(data))]
+            touched.append(len(data))
         found = listing(bytes(data))
-        damaged += found.damage is not None
+        damaged += bool(found.damage)
         for _, offset, size in found.members:
             assert 0 <= offset <= offset + size <= len(data)
+        listed = {offset for _, offset, _ in found.members}
+        for (_, begin), (name, offset, size) in zip(places, intact, strict=True):
+            if offset + size <= len(data) and not any(
+                begin <= at < offset + size for at in touched
+            ):
+                assert offset in listed, (i, name)
     assert damaged > 500
 
 

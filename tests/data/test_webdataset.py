@@ -288,3 +288,38 @@ def test_indexing_shows_a_bar_and_a_kept_index_none(tmp_path, monkeypatch):
     assert [bar.done == bar.total > 10_000 for bar in bars] == [True]
     open_source(SourceConfig(path=pattern), progress=True)
     assert len(bars) == 1
+
+
+def test_bytes_that_changed_since_indexing_are_not_used(tmp_path):
+    path = Path(write_shards(tmp_path, [3]).replace("*", "000"))
+    reader = open_tar(path)
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[data.index(reader[1].image) + 700] ^= 1  # a bit that rots leaves size and time alone
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    again = open_tar(path)
+    with pytest.raises(SampleError, match="bytes changed since the shard was indexed"):
+        again[1]
+    assert (again[0].key, again[2].key) == ("0000", "0002")
+
+
+@pytest.mark.parametrize("told", [{"train-001.tar": 4}, {"train-001.tar": {"samples": 4}}])
+def test_fewer_samples_than_sizes_json_says_are_damage(tmp_path, told):
+    (tmp_path / "sizes.json").write_text(json.dumps({"train-000.tar": 3, **told}))
+    reader = open_tar(write_shards(tmp_path, [3, 3]))
+    assert reader.lost == 1
+    assert reader.damage == [f"{tmp_path}/train-001.tar: holds 3 samples; sizes.json says 4."]
+
+
+def test_the_share_that_is_lost_to_garbage_is_estimated(tmp_path):
+    path = Path(write_shards(tmp_path, [40]).replace("*", "000"))
+    assert open_tar(path).lost == 0
+    data = bytearray(path.read_bytes())
+    quarter = len(data) // 4
+    data[quarter : 2 * quarter] = bytes(quarter)
+    path.write_bytes(data)
+    reader = open_tar(path)
+    assert 28 <= len(reader) <= 30
+    assert 8 <= reader.lost <= 12
+    assert "the next member is at byte" in reader.damage[0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 import yaml
 from command_line import ENVIRONMENT, ROOT, Run
+from PIL import Image
 from safetensors.torch import load_file
 
 STEPS = 9
@@ -276,8 +279,6 @@ def test_a_mistake_ends_in_one_line_and_its_exit_code(
 def test_images_that_cannot_be_read_are_counted_and_too_many_end_the_run(
     clipkit: Run, tmp_path: Path
 ) -> None:
-    from PIL import Image
-
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(40):
@@ -305,6 +306,43 @@ def test_images_that_cannot_be_read_are_counted_and_too_many_end_the_run(
     assert "max_skip_share" in result.stderr
     assert "Traceback" not in result.stderr
     assert json.loads((tmp_path / "run/status.json").read_text())["exit_code"] == 3
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_ends_a_run_before_it_starts_unless_it_may_be_lost(
+    clipkit: Run, tmp_path: Path
+) -> None:
+    members: list[tuple[str, bytes]] = []
+    for i in range(60):
+        picture = io.BytesIO()
+        Image.new("RGB", (40, 40), (4 * i, 100, 50)).save(picture, "PNG")
+        members += [(f"{i:03d}.png", picture.getvalue()), (f"{i:03d}.txt", b"colour %d" % i)]
+    shard = tmp_path / "train-000.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2 + 100])
+    config = write_config(
+        tmp_path, data__train=str(shard), data__evaluate={}, train__batch_size=16,
+        train__steps=2, preprocess__vocab_size=600,
+    )  # fmt: skip
+    refused = clipkit("train", config)
+    assert refused.returncode == 3, refused.stderr
+    assert f"{shard}: it is cut short" in refused.stderr
+    assert "data.max_loss_share=0.001" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    allowed = clipkit("train", config, "data.max_loss_share=0.1")
+    assert allowed.returncode == 0, allowed.stderr
+    assert f"{shard}: it is cut short" in allowed.stderr
+    # The order of other data cannot go on where that of these stopped.
+    shard.write_bytes(whole)
+    other = clipkit("train", config, "train.steps=4", "--allow-change", "train.steps")
+    assert other.returncode == 4, other.stderr
+    assert "these are not the files" in other.stderr
+    assert "--allow-change data.train" in other.stderr
 
 
 def test_print_config_prints_the_whole_config_and_trains_nothing(
