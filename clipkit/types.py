@@ -21,10 +21,11 @@ class Pair:
     Attributes:
         key: the sample's name in its source; opaque, never used as a path.
         image: the encoded image file, or None where the sample has none.
-        caption: the text, or None where the sample has none.
+        caption: the text, or None where the sample has none; the first of several.
         origin: where it came from, in the words of an error message,
             e.g. ``data/train-003.tar, sample 000123``.
         metadata: the sample's other fields, where the source has them.
+        others: further captions, to choose from when training.
     """
 
     key: str
@@ -32,6 +33,7 @@ class Pair:
     caption: str | None
     origin: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -58,6 +60,7 @@ class Batch:
         step: the optimizer step this batch belongs to; 0 for evaluation.
         skipped: the samples behind the rows that are not valid.
         truncated: how many captions were cut at the context length.
+        replaced: how many hold U+FFFD, in place of bytes that are not UTF-8.
     """
 
     pixel_values: Tensor
@@ -67,6 +70,7 @@ class Batch:
     step: int = 0
     skipped: list[Skip] = field(default_factory=list)
     truncated: int = 0
+    replaced: int = 0
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from clipkit.config.schema import Config, SourceConfig
+from clipkit.config.schema import Config
 from clipkit.errors import ConfigError
 
 
@@ -81,8 +81,16 @@ def validate(config: Config) -> None:
     """
     _check_numbers(config_to_dict(config))
     train, data, model = config.train, config.data, config.model
-    if not data.train.path:
-        raise ConfigError("data.train: no source is named; give a file, folder, glob or URL")
+    if data.train.path and data.mix:
+        raise ConfigError("data.train, data.mix: both name sources; leave one of them out")
+    sources = {"data.train": data.train}
+    sources |= {f"data.mix.{name}": source for name, source in data.mix.items()}
+    sources |= {f"data.evaluate.{name}": source for name, source in data.evaluate.items()}
+    for key, source in sources.items():
+        if not source.path and (key != "data.train" or not data.mix):
+            raise ConfigError(f"{key}: no source is named; give a file, folder, glob or URL")
+        if (source.filter.score is None) != (source.filter.min_score is None):
+            raise ConfigError(f"{key}.filter: score and min_score belong together; set both")
     if (train.epochs is None) == (train.steps is None):
         found = "both are" if train.epochs is not None else "neither is"
         raise ConfigError(f"train.epochs, train.steps: {found} set; set one, the other to null")
@@ -156,7 +164,7 @@ def _check_numbers(tree: dict[str, Any], prefix: str = "") -> None:
         key = f"{prefix}{name}"
         if isinstance(value, dict):
             _check_numbers(value, f"{key}.")
-        elif isinstance(value, int | float):
+        elif isinstance(value, int | float) and not key.endswith(".filter.min_score"):
             zero = key in _MAY_BE_ZERO
             if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
                 raise ConfigError(
@@ -225,7 +233,7 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _is_source(parts: Sequence[str]) -> bool:
     return list(parts) == ["data", "train"] or (
-        len(parts) == 3 and list(parts[:2]) == ["data", "evaluate"]
+        len(parts) == 3 and parts[0] == "data" and parts[1] in ("evaluate", "mix")
     )
 
 
@@ -237,11 +245,12 @@ def _expand_sources(tree: dict[str, Any]) -> dict[str, Any]:
     data = dict(data)
     if isinstance(data.get("train"), str):
         data["train"] = {"path": data["train"]}
-    if isinstance(data.get("evaluate"), dict):
-        data["evaluate"] = {
-            str(name): {"path": value} if isinstance(value, str) else value
-            for name, value in data["evaluate"].items()
-        }
+    for key in ("evaluate", "mix"):
+        if isinstance(data.get(key), dict):
+            data[key] = {
+                str(name): {"path": value} if isinstance(value, str) else value
+                for name, value in data[key].items()
+            }
     return {**tree, "data": data}
 
 
@@ -263,9 +272,9 @@ def _check_keys(tree: Any, schema: Any, *, prefix: str) -> None:
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
             _check_keys(value, kind, prefix=f"{prefix}{key}.")
-        elif kind == dict[str, SourceConfig] and isinstance(value, dict):
+        elif typing.get_origin(kind) is dict and isinstance(value, dict):
             for name, source in value.items():
-                _check_keys(source, SourceConfig, prefix=f"{prefix}{key}.{name}.")
+                _check_keys(source, typing.get_args(kind)[1], prefix=f"{prefix}{key}.{name}.")
 
 
 def _all_keys(schema: Any, prefix: str = "") -> typing.Iterator[str]:

@@ -10,6 +10,19 @@ from typing import Literal
 
 
 @dataclass
+class FilterConfig:
+    """What must hold of a sample; the source is looked through once, before training."""
+
+    min_edge: int | None = None  # pixels, of an image's shorter edge
+    max_aspect: float | None = None  # longer edge over shorter
+    min_caption: int | None = None  # characters
+    max_caption: int | None = None
+    # A column, or a field of a ``.json`` member, that holds a number: a CLIP score, say.
+    score: str | None = None
+    min_score: float | None = None
+
+
+@dataclass
 class SourceConfig:
     """Where image-text pairs come from."""
 
@@ -23,6 +36,19 @@ class SourceConfig:
     caption: str | None = None
     # The split to take, for ``datasets`` sources.
     split: str = "train"
+    # Of a sample with several captions (a list in its column, or in its ``.json`` field):
+    # ``random`` takes another each time it is trained on, by its position, and the first when
+    # evaluating; ``join`` makes one of them all.
+    captions: Literal["random", "first", "join"] = "random"
+    filter: FilterConfig = field(default_factory=FilterConfig)
+
+
+@dataclass
+class MixedSourceConfig(SourceConfig):
+    """A source of a mixture."""
+
+    # Its share of the samples of every batch, relative to the others'; none: as many as it has.
+    weight: float | None = None
 
 
 @dataclass
@@ -56,6 +82,8 @@ class DataConfig:
     """What is read, and in which order."""
 
     train: SourceConfig = field(default_factory=SourceConfig)
+    # Instead of ``train``, several sources by name. Each goes through its own epochs.
+    mix: dict[str, MixedSourceConfig] = field(default_factory=dict)
     # Splits by name, for evaluation while training and after it.
     evaluate: dict[str, SourceConfig] = field(default_factory=dict)
     # This share of the training samples is held back, always the same ones, and evaluated as

@@ -141,13 +141,15 @@ class DatasetReader:
             raise SampleError("text that is not UTF-8") from None
         value = reader.field_of(record, self._image) if self._image else None
         name = value.get("path") if isinstance(value, dict) else value
+        captions = self._captions(record)
         key = name if isinstance(name, str) and name else f"{self._number(row):08d}"
         return Pair(
             key=key,
             image=self._image_bytes(value),
-            caption=self._caption_of(record),
+            caption=captions[0] if captions else None,
             origin=self.locate(row),
             metadata={k: v for k, v in record.items() if k not in (self._image, self._caption)},
+            others=captions[1:],
         )
 
     def locate(self, row: int) -> str:
@@ -160,7 +162,7 @@ class DatasetReader:
         column = self._data.select_columns([self._caption.split(".")[0]])
         for row in range(len(self)):
             try:
-                yield self._caption_of(column[self._number(row)]) or ""
+                yield next(iter(self._captions(column[self._number(row)])), "")
             except UnicodeDecodeError:
                 yield ""
 
@@ -235,13 +237,13 @@ class DatasetReader:
         self.dropped["no caption"] = int((~usable).sum())
         return np.flatnonzero(usable)
 
-    def _caption_of(self, record: dict[str, Any]) -> str | None:
+    def _captions(self, record: dict[str, Any]) -> list[str]:
         value = reader.field_of(record, self._caption) if self._caption else None
         if self._class_names is not None:
             if isinstance(value, int) and 0 <= value < len(self._class_names):
-                return reader.class_caption(self._class_names[value])
-            return None  # -1 is "no label"
-        return reader.caption_text(value)
+                return [reader.class_caption(self._class_names[value])]
+            return []  # -1 is "no label"
+        return reader.caption_texts(value, self.source)
 
     def _image_bytes(self, value: Any) -> bytes | None:
         if isinstance(value, dict):

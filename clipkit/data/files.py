@@ -11,19 +11,24 @@ import errno
 import glob
 import hashlib
 import os
+import random
 import re
 import stat as stat_module
+import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clipkit.errors import DataError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
+T = TypeVar("T")
+RETRY_WAITS = [0.5, 1.0, 2.0, 4.0, 8.0]  # seconds, about, between attempts at a remote file
+_LASTING = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError)
 _MAX_OPEN_FILES = 128  # well below the usual limit of 1024 a process
 
 
@@ -66,11 +71,13 @@ def kind(path: str) -> str | None:
     """``file``, ``folder``, or None where there is nothing."""
     if is_url(path):
         fs, inner = _filesystem(path)
-        with _RemoteErrors(path):
-            try:
-                return "folder" if fs.info(inner)["type"] == "directory" else "file"
-            except FileNotFoundError:
-                return None
+        try:
+            what = _attempt(path, lambda: fs.info(inner)["type"])
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({_first_line(error)}).") from error
+        return "folder" if what == "directory" else "file"
     return "folder" if os.path.isdir(path) else "file" if os.path.exists(path) else None
 
 
@@ -79,9 +86,9 @@ def walk(folder: str) -> list[str]:
     stores of embeddings: they are made from images, perhaps from those around them."""
     if is_url(folder):
         fs, inner = _filesystem(folder)
-        with _RemoteErrors(folder):
-            prefix = inner.rstrip("/") + "/"
-            names = [name[len(prefix) :] for name in fs.find(inner) if name.startswith(prefix)]
+        prefix = inner.rstrip("/") + "/"
+        found = _remote(folder, lambda: fs.find(inner))
+        names = [name[len(prefix) :] for name in found if name.startswith(prefix)]
     else:
         names = []
         for root, folders, files in os.walk(folder):
@@ -112,11 +119,10 @@ def stat(path: str) -> FileStat:
     """
     if is_url(path):
         fs, inner = _filesystem(path)
-        with _RemoteErrors(path):
-            size = fs.info(inner)["size"]
-            if size is None:
-                raise DataError(f"{path}: the server does not say how large the file is.")
-            return FileStat(int(size), f"{size}-{fs.ukey(inner)}")
+        size = _remote(path, lambda: fs.info(inner)["size"])
+        if size is None:
+            raise DataError(f"{path}: the server does not say how large the file is.")
+        return FileStat(int(size), f"{size}-{_remote(path, lambda: fs.ukey(inner))}")
     try:
         _forget(path)  # a handle to a file that was replaced would go on reading the old one
         info = os.stat(path)
@@ -135,8 +141,7 @@ def read(path: str, offset: int, size: int) -> bytes:
         return b""
     if is_url(path):
         fs, inner = _filesystem(path)
-        with _RemoteErrors(path):
-            data: bytes = fs.cat_file(inner, start=offset, end=offset + size)
+        data: bytes = _remote(path, lambda: fs.cat_file(inner, start=offset, end=offset + size))
         if len(data) > size:
             raise DataError(f"{path}: the server cannot send parts of a file; copy it first.")
         return data
@@ -150,14 +155,18 @@ def read_all(path: str, limit: int) -> bytes:
     """A whole small file, or its first ``limit`` + 1 bytes; not kept open.
 
     Raises:
-        OSError: a local file is missing or unreadable.
-        DataError: a remote one.
+        OSError: it is missing, or is not to be had.
+        DataError: a server did not answer, however often it was asked.
     """
     if is_url(path):
         fs, inner = _filesystem(path)
-        with _RemoteErrors(path), fs.open(inner, "rb") as file:
-            remote: bytes = file.read(limit + 1)
-            return remote
+
+        def fetch() -> bytes:
+            with fs.open(inner, "rb") as file:
+                remote: bytes = file.read(limit + 1)
+                return remote
+
+        return _attempt(path, fetch)
     # Opening a pipe waits for its writer, for ever; a device may never end.
     descriptor = os.open(
         path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -248,20 +257,42 @@ def _filesystem(path: str) -> tuple[Any, str]:
     return fs, str(inner)
 
 
-class _RemoteErrors:
-    """Whatever a remote file system raises becomes one line that names the file."""
+def _remote(path: str, action: Callable[[], T]) -> T:
+    """What ``action`` returns; whatever goes wrong becomes one line that names the file."""
+    try:
+        return _attempt(path, action)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file.") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({_first_line(error)}).") from error
 
-    def __init__(self, path: str) -> None:
-        self.path = path
 
-    def __enter__(self) -> None:
-        pass
+def _attempt(path: str, action: Callable[[], T]) -> T:
+    """What ``action`` returns, asked again after a pause where trying again may help.
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise DataError(f"{self.path}: no such file.") from error
-        if isinstance(error, Exception) and not isinstance(error, DataError):
-            raise DataError(f"{self.path}: cannot be read ({_first_line(error)}).") from error
+    Raises:
+        OSError: the answer is no, and will be again.
+        DataError: there was none, however often it was asked. Leaving the file out instead would
+            change the order of the samples for a passing fault.
+    """
+    waits = [wait * random.uniform(0.75, 1.25) for wait in RETRY_WAITS]
+    for wait in [*waits, None]:
+        try:
+            return action()
+        except (FileNotFoundError, DataError):
+            raise
+        except Exception as error:  # each file system has errors of its own
+            status = getattr(error, "status", None)
+            refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+            if refused or isinstance(error, _LASTING):
+                raise OSError(errno.EACCES, _first_line(error), path) from error
+            if wait is None:
+                raise DataError(
+                    f"{path}: cannot be read ({_first_line(error)}), after {1 + len(waits)} "
+                    "attempts; run the same command again to go on."
+                ) from error
+        time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _first_line(error: BaseException) -> str:
@@ -272,8 +303,7 @@ def _glob(pattern: str) -> list[str]:
     if not is_url(pattern):
         return glob.glob(pattern, recursive=True)
     fs, inner = _filesystem(pattern)
-    with _RemoteErrors(pattern):
-        return [fs.unstrip_protocol(name) for name in fs.glob(inner)]
+    return [fs.unstrip_protocol(name) for name in _remote(pattern, lambda: fs.glob(inner))]
 
 
 def _expand_braces(path: str) -> list[str]:

@@ -8,6 +8,7 @@ folders the images are in, as class names.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +46,7 @@ class FolderReader:
         there = set(names)
         self._texts = {}
         self._metadata: dict[str, dict[str, Any]] = {}
+        self._others: dict[str, list[str]] = {}  # further captions
         self._from_folders = False
         if source.caption != reader.NONE:
             self._texts = {n: text for n in images if (text := beside(n)) in there}
@@ -84,6 +86,7 @@ class FolderReader:
             caption=self._caption(name),
             origin=self.locate(row),
             metadata=self._metadata.get(name, {}),
+            others=self._others.get(name, []),
         )
 
     def locate(self, row: int) -> str:
@@ -125,13 +128,18 @@ class FolderReader:
             folder, _, base = table.rpartition("/")
             if base not in METADATA_FILES:
                 continue
-            columns = SourceConfig(
-                path=files.join(self._folder, table), image="file_name", caption=self.source.caption
-            )
+            path = files.join(self._folder, table)
+            columns = dataclasses.replace(self.source, path=path, image="file_name")
             rows = TableReader(columns, [columns.path], progress=False)
-            for name, caption, record in rows.records():
-                path = f"{folder}/{name}" if folder else name
-                found[path.removeprefix("./")] = {**record, _CAPTION: caption}
+            for name, captions, record in rows.records():
+                path = (f"{folder}/{name}" if folder else name).removeprefix("./")
+                # An image may have a row for each of its captions.
+                others = self._others.setdefault(path, [])
+                if path in found:
+                    others += captions if self.source.captions == "random" else []
+                else:
+                    found[path] = {**record, _CAPTION: captions[0] if captions else ""}
+                    others += captions[1:]
         return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from clipkit.data.mixture import MixtureReader
 from clipkit.data.reader import Reader
 from clipkit.data.rng import Purpose, permutation
 from clipkit.errors import DataError
@@ -72,6 +73,9 @@ def hold_back(reader: Reader, share: float) -> tuple[Reader, Reader]:
     Raises:
         DataError: all rows are of one image.
     """
+    if isinstance(reader, MixtureReader):
+        pairs = [hold_back(part, share) for part in reader.parts]
+        return reader.like([kept for kept, _ in pairs]), reader.like([back for _, back in pairs])
     images = _numbered_images(reader)
     count = int(images.max()) + 1
     if count < 2:

@@ -107,21 +107,33 @@ def _places(path: str, kind: str) -> list[Path]:
     return [Path(path + SUFFIX), cached]
 
 
-def _save(path: str, stat: files.FileStat, kind: str, arrays: Arrays) -> None:
+def write_arrays(place: Path, arrays: Arrays) -> None:
+    """An ``.npz`` that is seen whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     buffer = io.BytesIO()
     # numpy's stubs take the names of arrays for its own keyword.
-    np.savez_compressed(buffer, **{"fits": np.array(_fits(stat, kind)), **arrays})  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    aside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(buffer.getvalue())
+        os.replace(aside, place)  # several processes may do this at once; any may win
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _save(path: str, stat: files.FileStat, kind: str, arrays: Arrays) -> None:
     reason = ""
     for place in _places(path, kind):
-        aside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_bytes(buffer.getvalue())
-            os.replace(aside, place)  # several processes may do this at once; any may win
+            write_arrays(place, {"fits": np.array(_fits(stat, kind)), **arrays})
             return
         except OSError as error:
             reason = error.strerror or str(error)
-            aside.unlink(missing_ok=True)
     warnings.warn(
         f"{path}: its index cannot be kept ({reason}); it is made anew at each start.",
         stacklevel=2,

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from clipkit.config.schema import DataConfig, PreprocessConfig
+from clipkit.data.mixture import MixtureReader
+from clipkit.data.mixture_order import MixtureOrder
 from clipkit.data.order import Order
 from clipkit.data.pieces import EvalPieces, Piece, PieceMaker, Pieces, TrainPieces, join
 from clipkit.data.reader import Reader
@@ -75,13 +77,7 @@ def build_train_loader(
             f"train.batch_size: {batch_size} is not divisible by {world_size} processes; "
             f"use {near}."
         )
-    order = Order(
-        reader.shard_sizes,
-        seed=seed,
-        lanes=config.lanes,
-        chunk=config.shuffle_chunk,
-        window=config.shuffle_window,
-    )
+    order = build_order(reader, config, seed)
     maker = PieceMaker(
         reader=reader,
         preprocess=preprocess,
@@ -92,6 +88,26 @@ def build_train_loader(
     )
     pieces = TrainPieces(maker, order, batch_size, rank, world_size)
     return _Loader(pieces, start_step, steps, config.workers, start_method)
+
+
+def build_order(reader: Reader, config: DataConfig, seed: int) -> Order | MixtureOrder:
+    """The order in which a run with this seed and config goes through a source."""
+    if isinstance(reader, MixtureReader):
+        return MixtureOrder(
+            [part.shard_sizes for part in reader.parts],
+            reader.weights,
+            seed=seed,
+            lanes=config.lanes,
+            chunk=config.shuffle_chunk,
+            window=config.shuffle_window,
+        )
+    return Order(
+        reader.shard_sizes,
+        seed=seed,
+        lanes=config.lanes,
+        chunk=config.shuffle_chunk,
+        window=config.shuffle_window,
+    )
 
 
 def build_eval_loader(

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from clipkit.config.schema import AugmentConfig, PreprocessConfig
 from clipkit.data.decode import decode_for_training, decode_image
+from clipkit.data.mixture_order import MixtureOrder
 from clipkit.data.order import Order
 from clipkit.data.reader import Reader, SampleError
 from clipkit.data.rng import Purpose, uniforms
@@ -142,7 +143,12 @@ class Pieces(Dataset[Piece | DataError]):
 
 class TrainPieces(Pieces):
     def __init__(
-        self, maker: PieceMaker, order: Order, batch_size: int, rank: int, world_size: int
+        self,
+        maker: PieceMaker,
+        order: Order | MixtureOrder,
+        batch_size: int,
+        rank: int,
+        world_size: int,
     ) -> None:
         self.maker, self.order, self.batch_size = maker, order, batch_size
         self.per_rank = batch_size // world_size

@@ -79,15 +79,24 @@ class Reader(Protocol):
         ...
 
 
-def caption_text(value: Any) -> str | None:
-    """What a column or JSON field says as a caption; lists are joined by ``, ``."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+def caption_texts(value: Any, source: SourceConfig) -> list[str]:
+    """What a column or JSON field says as captions, as many as the source's ``captions`` asks
+    for; empty texts are left out of a list."""
+    if not isinstance(value, list | tuple):
+        text = _text(value)
+        return [] if text is None else [text]
+    texts = [text for item in value if (text := _text(item)) and text.strip()]
+    if source.captions == "join":
+        return [", ".join(texts)] if texts else []
+    return texts[:1] if source.captions == "first" else texts
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, dict) or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, bytes):
-        return value.decode("utf-8-sig", "replace")
     if isinstance(value, list | tuple):
-        return ", ".join(text for item in value if (text := caption_text(item))) or None
-    return None if isinstance(value, dict) else str(value)
+        return ", ".join(text for item in value if (text := _text(item))) or None
+    return value.decode("utf-8-sig", "replace") if isinstance(value, bytes) else str(value)
 
 
 def field_of(record: Any, path: str) -> Any:

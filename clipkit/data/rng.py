@@ -20,6 +20,9 @@ class Purpose(IntEnum):
     WINDOW = 2
     AUGMENT = 3
     HOLDOUT = 4
+    MIXTURE = 5
+    CAPTION = 6
+    SOURCE = 7
 
 
 def raw_bits(seed: int, purpose: Purpose, *key: int, size: int) -> NDArray[np.uint64]:

@@ -9,6 +9,7 @@ from collections import Counter
 from clipkit.config.schema import SourceConfig
 from clipkit.data import files
 from clipkit.data.arrow import is_saved_dataset, open_dataset, open_parquet
+from clipkit.data.filters import keep_wanted
 from clipkit.data.folder import METADATA_FILES, FolderReader, beside, extension
 from clipkit.data.reader import IMAGE_EXTENSIONS, NONE, Reader
 from clipkit.data.table import EXTENSIONS as TABLE_EXTENSIONS
@@ -35,6 +36,10 @@ def open_source(source: SourceConfig, *, progress: bool = True) -> Reader:
         DataError: nothing is there, nothing usable is, or it is not clear what is meant; the
             message names the path and says what was looked for.
     """
+    return keep_wanted(_open(source, progress), source.filter, progress=progress)
+
+
+def _open(source: SourceConfig, progress: bool) -> Reader:
     if not source.path:
         raise DataError("data: a source has no path; set it, e.g. data.train.path=photos/")
     if source.format == "datasets" or (

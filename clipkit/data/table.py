@@ -81,14 +81,15 @@ class TableReader:
         number, record = self._record(row)
         image = reader.field_of(record, self._image) if self._image else None
         image = None if image is None else str(image)
-        caption = reader.field_of(record, self._caption) if self._caption else None
+        captions = self._captions(record)
         key = image if image is not None else f"{row:08d}"
         return Pair(
             key=key,
             image=None if image is None else read_image(files.parent(self._paths[number]), image),
-            caption=reader.caption_text(caption),
+            caption=captions[0] if captions else None,
             origin=f"{self._paths[number]}, {key}",
             metadata={k: v for k, v in record.items() if k not in (self._image, self._caption)},
+            others=captions[1:],
         )
 
     def locate(self, row: int) -> str:
@@ -97,19 +98,22 @@ class TableReader:
         return f"{self._paths[number]}, {image if image is not None else f'row {row}'}"
 
     def captions(self) -> Iterator[str]:
-        for _, caption, _ in self.records():
-            yield caption
+        for _, captions, _ in self.records():
+            yield captions[0] if captions else ""
 
     def image_names(self) -> Iterator[str] | None:
         return (name for name, _, _ in self.records()) if self._image else None
 
-    def records(self) -> Iterator[tuple[str, str, _Record]]:
-        """(image name, caption, all columns) of each row, without reading images."""
+    def records(self) -> Iterator[tuple[str, list[str], _Record]]:
+        """(image name, captions, all columns) of each row, without reading images."""
         for row in range(len(self)):
             record = self._record(row)[1]
             image = reader.field_of(record, self._image) if self._image else ""
-            caption = reader.field_of(record, self._caption) if self._caption else None
-            yield str(image), reader.caption_text(caption) or "", record
+            yield str(image), self._captions(record), record
+
+    def _captions(self, record: _Record) -> list[str]:
+        value = reader.field_of(record, self._caption) if self._caption else None
+        return reader.caption_texts(value, self.source)
 
     def _record(self, row: int) -> tuple[int, _Record]:
         if not 0 <= row < len(self):
@@ -136,10 +140,9 @@ class TableReader:
             )
         offsets, sizes, dropped = [], [], Counter[str]()
         for offset, size, record in table.records(stat.size, advance):
-            caption = reader.field_of(record, self._caption) if self._caption else "-"
             if self._image and not reader.field_of(record, self._image):
                 dropped["no image"] += 1
-            elif not (reader.caption_text(caption) or "").strip():
+            elif self._caption and not any(text.strip() for text in self._captions(record)):
                 dropped["no caption"] += 1
             else:
                 offsets.append(offset)

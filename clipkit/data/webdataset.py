@@ -113,12 +113,14 @@ class TarReader:
         image = self._member(path, shard.image, i, reader.MAX_IMAGE_BYTES)
         raw = self._member(path, shard.fields, i, reader.MAX_CAPTION_BYTES)
         metadata = _parse_fields(raw)
+        captions = self._captions(path, shard, i, metadata)
         return Pair(
             key=key,
             image=image,
-            caption=self._caption_of(path, shard, i, metadata),
+            caption=captions[0] if captions else None,
             origin=f"{path}, sample {key}",
             metadata=metadata,
+            others=captions[1:],
         )
 
     def locate(self, row: int) -> str:
@@ -133,7 +135,7 @@ class TarReader:
                 if self._field:
                     raw = self._member(self._paths[number], shard.fields, i, 2**20)
                     metadata = _parse_fields(raw)
-                yield self._caption_of(self._paths[number], shard, i, metadata) or ""
+                yield next(iter(self._captions(self._paths[number], shard, i, metadata)), "")
 
     def image_names(self) -> None:
         return None
@@ -184,7 +186,7 @@ class TarReader:
         offset, size = int(arrays["offset"][first]), int(arrays["size"][first])
         record = _parse_fields(files.read(path, offset, min(size, reader.MAX_CAPTION_BYTES)))
         for name in reader.CAPTION_COLUMNS:
-            if caption_in(record, name):
+            if reader.caption_texts(reader.field_of(record, name), self.source):
                 self._caption, self._field = ["json"], name
                 return
 
@@ -266,11 +268,11 @@ class TarReader:
             raise SampleError("bytes changed since the shard was indexed")
         return data
 
-    def _caption_of(self, path: str, shard: _Shard, i: int, fields: dict[str, Any]) -> str | None:
+    def _captions(self, path: str, shard: _Shard, i: int, fields: dict[str, Any]) -> list[str]:
         if self._field:
-            return caption_in(fields, self._field)
+            return reader.caption_texts(reader.field_of(fields, self._field), self.source)
         raw = self._member(path, shard.caption, i, reader.MAX_CAPTION_BYTES)
-        return None if raw is None else raw.decode("utf-8-sig", "replace")
+        return reader.caption_texts(raw, self.source)
 
     def _nothing_usable(self, seen: Counter[str]) -> str:
         found = ", ".join(f".{name} ({count})" for name, count in seen.most_common(8))
@@ -287,11 +289,6 @@ class TarReader:
 def _taken(places: _Places, rows: NDArray[np.intp]) -> _Places:
     offset, size, checksum = places
     return offset[rows], size[rows], checksum[rows]
-
-
-def caption_in(fields: dict[str, Any], name: str) -> str | None:
-    """The caption in a field of a sample's JSON."""
-    return reader.caption_text(reader.field_of(fields, name))
 
 
 def _index_tar(path: str, stat: files.FileStat, advance: Advance) -> Arrays:

@@ -19,6 +19,8 @@ def model_card(
         steps: optimizer steps taken.
         results: retrieval metrics by split.
     """
+    paths = [source.path for source in config.data.mix.values()] or [config.data.train.path]
+    data = " + ".join(f"`{path}`" for path in paths)
     seen = steps * config.train.batch_size
     rows = [
         f"| {split} | {metrics['num_images']:,} | {metrics['text_to_image_R@1']:.3f} | "
@@ -43,7 +45,7 @@ tags: [clip, clipkit]
 A contrastive image-text model (CLIP, https://arxiv.org/abs/2103.00020), trained with clipkit
 {__version__}.
 
-- Data: `{config.data.train.path}`, {num_samples:,} pairs; {seen:,} pairs seen in {steps:,} steps of
+- Data: {data}, {num_samples:,} pairs; {seen:,} pairs seen in {steps:,} steps of
   {config.train.batch_size}.
 - Images: {config.preprocess.image_size}×{config.preprocess.image_size} pixels; captions: up to
   {config.preprocess.context_length} tokens.

@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from clipkit._version import __version__
 from clipkit.atomic import write_json, write_text
 from clipkit.config import Config, dump_config
-from clipkit.data import Reader, build_train_loader, hold_back, open_source
+from clipkit.data import MixtureReader, Reader, build_train_loader, hold_back, open_source
 from clipkit.encoder import Encoder
 from clipkit.errors import (
     CheckpointError,
@@ -49,7 +49,8 @@ from clipkit.training.tracking import Clock, RunLog, check_trackers, write_statu
 from clipkit.types import Batch
 
 MAX_NONFINITE_STEPS = 10  # in a row
-_NOT_SKIPS = ("truncated caption", "non-finite step", "sample")  # counted beside the skips
+# Counted beside the skips.
+_NOT_SKIPS = ("truncated caption", "replaced text", "non-finite step", "sample")
 
 
 def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
@@ -80,7 +81,12 @@ def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
 
 def open_data(config: Config, *, progress: bool = True) -> tuple[Reader, dict[str, Reader]]:
     """The training source, and the splits to evaluate on by name."""
-    reader = open_source(config.data.train, progress=progress)
+    reader: Reader
+    if mix := config.data.mix:
+        parts = {name: open_source(source, progress=progress) for name, source in mix.items()}
+        reader = MixtureReader(parts, [source.weight for source in mix.values()])
+    else:
+        reader = open_source(config.data.train, progress=progress)
     splits = {}
     if config.data.holdout:
         reader, splits["holdout"] = hold_back(reader, config.data.holdout)
@@ -124,7 +130,7 @@ def _train(
     if batch_size > len(reader):
         raise ConfigError(
             f"train.batch_size: {batch_size} is more than the {len(reader)} samples of "
-            f"{config.data.train.path}, so that pairs would be their own negatives; use "
+            f"{reader.source.path}, so that pairs would be their own negatives; use "
             f"{2 ** int(math.log2(len(reader)))} or less"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,11 +155,12 @@ def _train(
     model.backbone.set_attn_implementation(attention)
     optimizer = build_optimizer(model.named_parameters(), config.optim)
     state = _restore(folder, model, optimizer)
-    if state.data not in (None, reader.fingerprint) and "data.train" not in allow_change:
+    source_key = "data.mix" if config.data.mix else "data.train"
+    if state.data not in (None, reader.fingerprint) and source_key not in allow_change:
         raise CheckpointError(
-            f"{config.data.train.path}: these are not the files that {folder} was started with "
+            f"{reader.source.path}: these are not the files that {folder} was started with "
             "(names, sizes or counts differ), so the order of samples cannot go on. Restore them, "
-            "set another output to start anew, or go on with --allow-change data.train"
+            f"set another output to start anew, or go on with --allow-change {source_key}"
         )
     start = state.step
     if start >= steps and (folder / "model").is_dir():
@@ -211,6 +218,8 @@ def _train(
         for line in [*state.damaged, *changed, *_left_out(reader), *reader.damage]:
             log.say(line)
         log.say(_headline(config, reader, model, start, steps, accelerator))
+        if isinstance(reader, MixtureReader):
+            log.say(_shares(reader, steps * batch_size))
         write_status(folder, "running", None, step=start, total_steps=steps)
 
     loader = build_train_loader(
@@ -290,6 +299,7 @@ def _train(
                     "data_wait": clock.data_wait(),
                     "skipped": sum(n for key, n in skipped.items() if key not in _NOT_SKIPS),
                     "truncated_captions": skipped.get("truncated caption", 0),
+                    "captions_not_utf8": skipped.get("replaced text", 0),
                     "skipped_steps": skipped.get("non-finite step", 0),
                 }
             )
@@ -355,6 +365,16 @@ def versions() -> dict[str, str]:
     }
 
 
+def _shares(reader: MixtureReader, positions: int) -> str:
+    """What the mixture comes to, in samples as they are drawn and in epochs of each source."""
+    told = []
+    for name, part, count in zip(reader.names, reader.parts, reader.drawn(positions), strict=True):
+        told.append(
+            f"{name} {count / positions:.2%} ({count:,} samples, {count / len(part):.2f} epochs)"
+        )
+    return f"mixture: {', '.join(told)}"
+
+
 def _left_out(reader: Reader) -> list[str]:
     path = reader.source.path
     return [f"{path}: left out {count:,} × {why}" for why, count in reader.dropped.items()]
@@ -383,6 +403,7 @@ def _count_skipped(batch: Batch, counts: Counter[str], config: Config) -> None:
     """
     counts["sample"] += len(batch.keys)
     counts["truncated caption"] += batch.truncated
+    counts["replaced text"] += batch.replaced
     for skip in batch.skipped:
         counts[skip.reason] += 1
     reasons = {key: n for key, n in counts.items() if key not in _NOT_SKIPS}

@@ -89,7 +89,8 @@ def test_lists_structs_and_class_labels_are_captions(tmp_path):
     captions = [["a cat", "a pet"], ["a dog"]]
     meta = [{"title": "cat!"}, {"title": "dog!"}]
     path = write_parquet(tmp_path / "x.parquet", image=images(2), captions=captions, meta=meta)
-    assert list(open_path(path).captions()) == ["a cat, a pet", "a dog"]
+    assert list(open_path(path).captions()) == ["a cat", "a dog"]
+    assert list(open_path(path, captions="join").captions()) == ["a cat, a pet", "a dog"]
     assert open_path(path, caption="meta.title")[1].caption == "dog!"
     names = datasets.ClassLabel(names=["golden_retriever", "cat"])
     features = datasets.Features({"pixels": datasets.Image(), "label": names})

@@ -118,7 +118,7 @@ def test_json_lines_and_lists_give_the_same_rows(folder, name):
     assert list(reader.captions()) == ["caption a 图", "caption b 图", "caption c 图"]
     assert reader[2].metadata == {"meta": {"tags": ["x", "c"]}, "n": 2}
     assert reader[2].image == (folder / "pictures" / "c.jpg").read_bytes()
-    tags = open_table(folder, name, content, caption="meta.tags")
+    tags = open_table(folder, name, content, caption="meta.tags", captions="join")
     assert tags[1].caption == "x, b"
 
 

@@ -93,10 +93,13 @@ def test_named_members_and_json_fields_are_the_caption(tmp_path):
     assert open_tar(path)[0].caption == "plain � text"
     assert open_tar(path)[0].metadata == fields
     assert open_tar(path, caption="json.title")[0].caption == "from json"
-    assert open_tar(path, caption="json.tags")[0].caption == "red, round"
+    assert open_tar(path, caption="json.tags")[0].caption == "red"
+    assert open_tar(path, caption="json.tags")[0].others == ["round"]
+    joined = open_tar(path, caption="json.tags", captions="join")
+    assert joined[0].caption == "red, round"
     assert open_tar(path, caption="json.deep.name")[0].caption == "inside"
     assert open_tar(path, caption="json.absent")[0].caption is None
-    assert list(open_tar(path, caption="json.tags").captions()) == ["red, round"]
+    assert list(joined.captions()) == ["red, round"]
     assert open_tar(path, image="left.png")[0].image == members[1][1]
 
 

@@ -456,3 +456,25 @@ def test_a_mistake_that_was_put_right_does_not_stand_in_the_way(
     assert wrong.returncode == 2, wrong.stderr
     right = clipkit("train", config)
     assert right.returncode == 0, right.stderr
+
+
+@pytest.mark.slow
+def test_a_mixture_is_trained_on_and_its_shares_are_told(clipkit: Run, tmp_path: Path) -> None:
+    data = ROOT / "data" / "emoji"
+    config = write_config(tmp_path, data__train=None, train__steps=3)
+    tree = yaml.safe_load(config.read_text())
+    del tree["data"]["train"]
+    tree["data"]["mix"] = {
+        "first": {"path": str(data / "validation-*.tar"), "weight": 3},
+        "second": {
+            "path": str(data / "held-out-*.tar"),
+            "weight": 1,
+            "filter": {"max_caption": 12},
+        },
+    }
+    config.write_text(yaml.safe_dump(tree))
+    result = clipkit("train", config)
+    assert result.returncode == 0, result.stderr
+    assert "mixture: first 75.00%" in result.stderr
+    assert "second 25.00%" in result.stderr
+    assert "× filtered: caption too long" in result.stderr

@@ -1,0 +1,137 @@
+"""A source → the part of it that a config wants, chosen before training by one pass over it.
+
+The rows that stay are kept in a cache folder, so that the pass is made once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections import Counter
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from clipkit.config.schema import FilterConfig
+from clipkit.data import files, reader
+from clipkit.data.decode import FORMATS
+from clipkit.data.holdout import PartReader
+from clipkit.data.index import pack_json, unpack_json, write_arrays
+from clipkit.data.reader import Reader, SampleError
+from clipkit.errors import DataError
+from clipkit.types import Pair
+
+_VERSION = 1
+
+
+def keep_wanted(whole: Reader, wanted: FilterConfig, *, progress: bool) -> Reader:
+    """The rows of a source that a filter lets through; the others are counted by reason.
+
+    An image's size is read from its header; what cannot be read is left out too.
+
+    Args:
+        whole: the source.
+        wanted: what must hold of a sample; where it asks nothing, ``whole`` comes back.
+        progress: show a bar on stderr while the source is looked through.
+
+    Raises:
+        DataError: no row is left, or no sample has the score that is asked for.
+    """
+    if wanted == FilterConfig():
+        return whole
+    place = files.cache_folder() / f"{files.digest(_VERSION, whole.fingerprint, wanted)}.npz"
+    try:
+        with np.load(place, allow_pickle=False) as kept:
+            rows, dropped = kept["rows"], unpack_json(kept["dropped"])
+    except (OSError, ValueError, KeyError, EOFError):
+        rows, dropped = _look_through(whole, wanted, progress)
+        with contextlib.suppress(OSError):  # it is made anew next time
+            write_arrays(place, {"rows": rows, "dropped": pack_json(dropped)})
+    path = whole.source.path
+    if len(rows) == 0:
+        why = ", ".join(f"{count} × {reason}" for reason, count in dropped.items())
+        raise DataError(f"{path}: its filter leaves no sample ({why}).")
+    part = PartReader(whole, rows)
+    part.dropped = dict(Counter(whole.dropped) + Counter(dropped))
+    return part
+
+
+def _look_through(
+    whole: Reader, wanted: FilterConfig, progress: bool
+) -> tuple[np.ndarray, dict[str, int]]:
+    dropped: Counter[str] = Counter()
+    rows: list[int] = []
+    of_images = wanted.min_edge is not None or wanted.max_aspect is not None
+    captions_alone = not of_images and wanted.min_score is None
+    texts = whole.captions() if captions_alone else iter(())
+    bar = tqdm(range(len(whole)), desc="filtering", unit="sample", disable=not progress, delay=0.5)
+    for row in bar:
+        if captions_alone:
+            reason = _reason_of_caption(next(texts), wanted)
+        else:
+            try:
+                reason = _reason(whole[row], wanted, of_images)
+            except SampleError as error:
+                reason = str(error)
+        if reason is None:
+            rows.append(row)
+        else:
+            dropped[reason] += 1
+    if dropped[_NO_SCORE] == len(whole):
+        raise DataError(f"{whole.source.path}: filter.score: no sample has {wanted.score!r}.")
+    return np.array(rows, dtype=np.int64), {why: n for why, n in dropped.items() if n}
+
+
+_NO_SCORE = "filtered: no score"
+
+
+def _reason(pair: Pair, wanted: FilterConfig, of_images: bool) -> str | None:
+    """Why a sample is not wanted, or None where it is."""
+    if reason := _reason_of_caption(pair.caption, wanted):
+        return reason
+    if wanted.min_score is not None:
+        score = _number(reader.field_of(pair.metadata, str(wanted.score)))
+        if score is None:
+            return _NO_SCORE
+        if score < wanted.min_score:
+            return "filtered: score too low"
+    if of_images:
+        width, height = _size(pair.image)
+        short, long = sorted((width, height))
+        if short < (wanted.min_edge or 0):
+            return "filtered: image too small"
+        if wanted.max_aspect is not None and long > wanted.max_aspect * short:
+            return "filtered: image too long"
+    return None
+
+
+def _reason_of_caption(caption: str | None, wanted: FilterConfig) -> str | None:
+    length = len((caption or "").strip())
+    if length < (wanted.min_caption or 0):
+        return "filtered: caption too short"
+    if wanted.max_caption is not None and length > wanted.max_caption:
+        return "filtered: caption too long"
+    return None
+
+
+def _number(value: object) -> float | None:
+    try:
+        number = float(value)  # type: ignore[arg-type]  # tables hold texts
+    except (TypeError, ValueError):
+        return None
+    return None if math.isnan(number) else number
+
+
+def _size(data: bytes | None) -> tuple[int, int]:
+    if data is None:
+        raise SampleError("no image")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(BytesIO(data), formats=FORMATS) as image:
+                return image.size
+        except Exception as error:  # Pillow raises almost anything on hostile bytes
+            raise SampleError("filtered: unreadable image") from error
