@@ -12,6 +12,7 @@ from clipkit._version import __version__
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.commands import add_classify_arguments, add_eval_arguments
 from clipkit.retrieval.commands import add_embed_arguments, add_search_arguments
+from clipkit.retrieval.data_commands import add_data_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,8 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ClipkitError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        hint = "; the same command goes on from the last checkpoint"
-        return _fail(f"interrupted{hint if args.command == 'train' else ''}", 130)
+        hint = ""
+        if args.command == "train":
+            hint = "; the same command goes on from the last checkpoint"
+        elif "out" in args and args.command == "data":
+            hint = "; the same command goes on with the shards that are missing"
+        return _fail(f"interrupted{hint}", 130)
     except BrokenPipeError:
         # The reader of our output has gone, as with ``| head``: nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("search", add_search_arguments, "find images in a store by text or by image"),
         ("classify", add_classify_arguments, "sort images into classes named in words"),
         ("eval", add_eval_arguments, "measure retrieval on a data set"),
+        ("data", add_data_arguments, "check a data set, or pack it into shards"),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:])
         add_arguments(command)

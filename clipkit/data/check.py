@@ -1,0 +1,277 @@
+"""A source → what is in it and what is wrong with it: every sample read, every image decoded.
+
+The work is done in worker processes, part by part; what is kept of a sample is some 60 bytes
+of numbers, so that a source of any size can be checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from clipkit.config.schema import DataConfig, SourceConfig
+from clipkit.data.decode import decode_image
+from clipkit.data.reader import NONE, Reader, SampleError
+from clipkit.data.tokenize import clean_caption
+from clipkit.data.workers import WorkerLoader
+from clipkit.errors import DataError
+from clipkit.types import Pair, Skip
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedTokenizerBase
+
+EXAMPLES = 3  # of each fault
+_PART = 64  # samples; small enough for a bar that moves, large enough to tokenize in one go
+_KINDS = (  # magic bytes, the format's name, the usual extension
+    (b"\xff\xd8\xff", "JPEG", "jpg"),
+    (b"\x89PNG\r\n\x1a\n", "PNG", "png"),
+    (b"RIFF", "WebP", "webp"),
+    (b"GIF8", "GIF", "gif"),
+    (b"BM", "BMP", "bmp"),
+    (b"II", "TIFF", "tif"),
+    (b"MM", "TIFF", "tif"),
+)
+
+
+@dataclass(slots=True)
+class Fault:
+    """Samples that cannot be used for one reason: how many, and where some of them are."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Repeats:
+    """What is there more than once.
+
+    Attributes:
+        extra: samples that repeat an earlier one.
+        examples: (copies, row of the first, row of the second), the most copies first.
+    """
+
+    extra: int
+    examples: list[tuple[int, int, int]]
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a check found. U are the usable samples; arrays are in row order.
+
+    Attributes:
+        samples: how many were read.
+        rows: (U,) their rows in the source.
+        image_bytes: of all image files that were read.
+        formats: usable images by format.
+        sizes: (U, 2) width and height as stored upright; zeros where there are no images.
+        characters: (U,) of the captions, cleaned as they are for training.
+        tokens: (U,) of the captions with start and end, uncut; None without a tokenizer.
+        bad: what cannot be used, by reason.
+        same_images: byte for byte.
+        same_captions: after cleaning.
+    """
+
+    samples: int
+    rows: NDArray[np.int64]
+    image_bytes: int
+    formats: Counter[str]
+    sizes: NDArray[np.int32]
+    characters: NDArray[np.int32]
+    tokens: NDArray[np.int32] | None
+    bad: dict[str, Fault]
+    same_images: Repeats
+    same_captions: Repeats
+
+
+def check_source(
+    reader: Reader,
+    *,
+    workers: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    advance: Callable[[int], object] = lambda _: None,
+) -> Findings:
+    """Reads and decodes every sample.
+
+    Args:
+        reader: of the source.
+        workers: processes; 0 does it in this one.
+        tokenizer: where given, captions are counted in its tokens.
+        advance: called with the number of samples newly done.
+
+    Raises:
+        DataError: a file of the source is gone or cannot be read.
+    """
+    total = len(reader)
+    rows = np.zeros(total, dtype=np.int64)
+    sizes = np.zeros((total, 2), dtype=np.int32)
+    characters = np.zeros(total, dtype=np.int32)
+    tokens = np.zeros(total if tokenizer else 0, dtype=np.int32)
+    images, captions = (np.zeros((total, 2), dtype=np.uint64) for _ in range(2))
+    used = image_bytes = 0
+    formats: Counter[str] = Counter()
+    bad: dict[str, Fault] = {}
+    loader = WorkerLoader(
+        _Parts(reader, tokenizer), range(-(-total // _PART)), workers=workers, ahead=2 * workers
+    )
+    try:
+        for part in loader:
+            if isinstance(part, DataError):
+                raise part
+            end = used + len(part.rows)
+            rows[used:end], sizes[used:end] = part.rows, part.sizes
+            characters[used:end] = part.characters
+            images[used:end], captions[used:end] = part.images, part.captions
+            if tokenizer:
+                tokens[used:end] = part.tokens
+            used = end
+            image_bytes += part.image_bytes
+            formats.update(part.formats)
+            for skip in part.skipped:
+                fault = bad.setdefault(skip.reason, Fault())
+                fault.count += 1
+                if len(fault.examples) < EXAMPLES:
+                    fault.examples.append(skip.origin)
+            advance(len(part.rows) + len(part.skipped))
+    finally:
+        loader.close()
+    nothing = Repeats(0, [])
+    has_images, has_captions = reader.source.image != NONE, reader.source.caption != NONE
+    return Findings(
+        samples=total,
+        rows=rows[:used],
+        image_bytes=image_bytes,
+        formats=formats,
+        sizes=sizes[:used],
+        characters=characters[:used],
+        tokens=tokens[:used] if tokenizer else None,
+        bad=bad,
+        same_images=_repeats(images[:used], rows) if has_images else nothing,
+        same_captions=_repeats(captions[:used], rows) if has_captions else nothing,
+    )
+
+
+def image_kind(data: bytes) -> tuple[str, str]:
+    """The format of an image file that can be decoded, and its usual extension."""
+    for magic, name, extension in _KINDS:
+        if data.startswith(magic):
+            return name, extension
+    return "other", "img"
+
+
+def usable(pair: Pair, source: SourceConfig) -> tuple[Image | None, str]:
+    """The decoded image and the clean caption of a pair, as training would use them; None and
+    an empty text where the source has no images, or no captions.
+
+    Raises:
+        SampleError: training would skip it.
+    """
+    image = None
+    if source.image != NONE:
+        if pair.image is None:
+            raise SampleError("no image")
+        image = decode_image(pair.image, max_pixels=DataConfig().max_image_pixels)
+    caption = clean_caption(pair.caption) if source.caption != NONE else ""
+    if caption is None:
+        raise SampleError("empty caption")
+    return image, caption
+
+
+@dataclass(slots=True)
+class _Part:
+    """The findings of neighbouring rows; see ``Findings``. ``images`` and ``captions`` are
+    (u, 2), 128 bits of each one's SHA-256."""
+
+    rows: NDArray[np.int64]
+    sizes: NDArray[np.int32]
+    characters: NDArray[np.int32]
+    tokens: NDArray[np.int32]
+    images: NDArray[np.uint64]
+    captions: NDArray[np.uint64]
+    image_bytes: int
+    formats: Counter[str]
+    skipped: list[Skip]
+
+
+class _Parts(Dataset["_Part | DataError"]):
+    def __init__(self, reader: Reader, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self._reader, self._tokenizer = reader, tokenizer
+
+    def __getitem__(self, number: int) -> _Part | DataError:
+        first = number * _PART
+        try:
+            return self._part(range(first, min(first + _PART, len(self._reader))))
+        except DataError as error:
+            return error  # raised in a worker it would come wrapped in a traceback
+
+    def _part(self, wanted: range) -> _Part:
+        source = self._reader.source
+        rows, sizes, texts, images, image_bytes = [], [], [], [], 0
+        formats: Counter[str] = Counter()
+        skipped: list[Skip] = []
+        for row in wanted:
+            try:
+                pair = self._reader[row]
+                image_bytes += len(pair.image or b"")
+                image, caption = usable(pair, source)
+            except SampleError as error:
+                skipped.append(Skip(self._reader.locate(row), str(error)))
+                continue
+            rows.append(row)
+            sizes.append(image.size if image else (0, 0))
+            texts.append(caption)
+            images.append(pair.image or b"")
+            if image:
+                formats[image_kind(images[-1])[0]] += 1
+        return _Part(
+            rows=np.array(rows, dtype=np.int64),
+            sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
+            characters=np.array([len(text) for text in texts], dtype=np.int32),
+            tokens=np.array(self._count_tokens(texts), dtype=np.int32),
+            images=_hashes(images),
+            captions=_hashes([text.encode("utf-8", "replace") for text in texts]),
+            image_bytes=image_bytes,
+            formats=formats,
+            skipped=skipped,
+        )
+
+    def _count_tokens(self, texts: list[str]) -> list[int]:
+        if self._tokenizer is None or not texts:
+            return []
+        encoded = self._tokenizer(
+            texts,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            split_special_tokens=True,
+            verbose=False,
+        )
+        return [len(ids) for ids in encoded["input_ids"]]
+
+
+def _hashes(items: list[bytes]) -> NDArray[np.uint64]:
+    joined = b"".join(hashlib.sha256(item).digest()[:16] for item in items)
+    return np.frombuffer(joined, dtype=np.uint64).reshape(-1, 2)
+
+
+def _repeats(hashes: NDArray[np.uint64], rows: NDArray[np.int64]) -> Repeats:
+    """Equal hashes, (U, 2), of the samples at ``rows``."""
+    order = np.lexsort((hashes[:, 0], hashes[:, 1]))  # stable: equal ones stay in row order
+    ordered = hashes[order]
+    same = (ordered[1:] == ordered[:-1]).all(axis=1)  # as the one before
+    begins = np.flatnonzero(np.concatenate([[True], ~same])) if len(order) else order
+    copies = np.diff(np.append(begins, len(order)))
+    groups = np.flatnonzero(copies > 1)
+    # The most copies first; of equally many, what comes first in the source.
+    best = groups[np.lexsort((order[begins[groups]], -copies[groups]))][:EXAMPLES]
+    examples = [
+        (int(copies[g]), int(rows[order[begins[g]]]), int(rows[order[begins[g] + 1]])) for g in best
+    ]
+    return Repeats(int(same.sum()), examples)
