@@ -118,5 +118,5 @@ def test_a_dead_link_costs_its_sample_alone(tmp_path: Path, server: Server) -> N
     with pytest.raises(SampleError, match="missing image file"):
         reader[1]
     server.failures, server.status = 2, 403
-    with pytest.raises(SampleError, match="(missing|unreadable) image file"):
+    with pytest.raises(SampleError, match=r"(missing|unreadable) image file"):
         reader[0]
