@@ -10,12 +10,14 @@ import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from clipkit.config.schema import Config
+from clipkit.config.schema import Config, SourceConfig
 from clipkit.errors import ConfigError
+
+T = TypeVar("T")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -40,19 +42,31 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def config_from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
     """Checks and types a tree of plain values; see :func:`load_config`."""
+    config = _typed(Config, _expand_sources(tree), where)
+    validate(config)
+    return config
+
+
+def source_from_dict(tree: dict[str, Any], *, where: str) -> SourceConfig:
+    """Checks and types the plain values of one source.
+
+    Raises:
+        ConfigError: a key does not exist, or a value has the wrong type.
+    """
+    return _typed(SourceConfig, tree, where)
+
+
+def _typed(schema: type[T], tree: dict[str, Any], where: str) -> T:
     from jsonargparse import ArgumentError, ArgumentParser
 
-    tree = _expand_sources(tree)
-    _check_keys(tree, Config, prefix="")
+    _check_keys(tree, schema, prefix="")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Config, None, sub_configs=False)
+    parser.add_class_arguments(schema, None, sub_configs=False)
     try:
         parsed = parser.instantiate(parser.parse_object(tree))
     except ArgumentError as error:
         raise ConfigError(_plain(str(error), where)) from None
-    config = Config(**{f.name: parsed[f.name] for f in dataclasses.fields(Config)})
-    validate(config)
-    return config
+    return schema(**{f.name: parsed[f.name] for f in dataclasses.fields(schema)})  # type: ignore[arg-type]
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -91,6 +105,11 @@ def validate(config: Config) -> None:
             raise ConfigError(f"{key}: no source is named; give a file, folder, glob or URL")
         if (source.filter.score is None) != (source.filter.min_score is None):
             raise ConfigError(f"{key}.filter: score and min_score belong together; set both")
+        if not source.templates or not all("{}" in each for each in source.templates):
+            raise ConfigError(
+                f"{key}.templates: {source.templates}; a list, each with {{}} for the class, "
+                "e.g. ['a photo of a {}']"
+            )
     if (train.epochs is None) == (train.steps is None):
         found = "both are" if train.epochs is not None else "neither is"
         raise ConfigError(f"train.epochs, train.steps: {found} set; set one, the other to null")
@@ -146,6 +165,7 @@ def validate(config: Config) -> None:
 _MAY_BE_ZERO = {
     "seed",
     "data.workers",
+    "data.cache_gb",
     "data.holdout",
     "data.max_loss_share",
     "data.max_skip_share",

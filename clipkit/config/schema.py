@@ -32,14 +32,25 @@ class SourceConfig:
     format: Literal["auto", "webdataset", "parquet", "table", "folder", "datasets"] = "auto"
     # The tar member or column that holds the image, and the caption; found by its usual names
     # where it is not given. ``json.name`` reads a field of a ``.json`` member or a struct.
+    # Several captions are named with commas: ``txt,json.alt``.
     image: str | None = None
     caption: str | None = None
     # The split to take, for ``datasets`` sources.
     split: str = "train"
-    # Of a sample with several captions (a list in its column, or in its ``.json`` field):
+    # Of a sample with several captions (several columns or members, or a list in one):
     # ``random`` takes another each time it is trained on, by its position, and the first when
     # evaluating; ``join`` makes one of them all.
     captions: Literal["random", "first", "join"] = "random"
+    # What a class becomes that is a folder's name, a ``.cls`` member or a class label.
+    templates: list[str] = field(default_factory=lambda: ["a photo of a {}"])
+    # A file with a name a line, where classes are numbers, or folders that say nothing: the
+    # first line names class 0, or the first folder.
+    class_names: str | None = None
+    # How the samples of WebDataset shards are counted. ``index``: all shards are read once,
+    # before training. ``sizes``: a ``sizes.json`` beside them tells; each is indexed when it is
+    # first read. ``estimate``: their bytes tell, about; likewise. auto: ``index`` for local
+    # shards; for URLs ``sizes`` where they are told, else ``estimate`` when training.
+    count: Literal["auto", "index", "sizes", "estimate"] = "auto"
     filter: FilterConfig = field(default_factory=FilterConfig)
 
 
@@ -98,6 +109,8 @@ class DataConfig:
     lanes: int = 8
     shuffle_chunk: int = 64
     shuffle_window: int = 4096
+    # What is read of remote files is kept on the local disk, for all runs together, up to this.
+    cache_gb: float = 10.0
     max_image_pixels: int = 64_000_000  # larger images are skipped before they are decoded
     # Of the samples of ``train``, those lost to damaged shards; above it a run does not start.
     max_loss_share: float = 0.001

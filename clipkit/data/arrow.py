@@ -15,7 +15,7 @@ import numpy as np
 
 from clipkit.config.schema import SourceConfig
 from clipkit.data import files, reader
-from clipkit.data.reader import SampleError
+from clipkit.data.reader import Access, SampleError
 from clipkit.data.table import choose_columns, read_image
 from clipkit.errors import DataError
 from clipkit.types import Pair
@@ -115,8 +115,8 @@ class DatasetReader:
                 loaded = load(datasets)
         except Exception as error:  # datasets passes on whatever its many parts raise
             raise DataError(f"{source.path}: cannot be loaded ({_cause(error)}).") from error
-        self._class_names: list[str] | None = None
-        self._image, self._caption = self._choose(loaded, datasets)
+        self._class_names: dict[str, list[str]] = {}  # of columns of class labels
+        self._image, self._captions = self._choose(loaded, datasets)
         self._data = self._plain(loaded, datasets)
         captions = hashlib.sha256()
         self._rows = self._usable(captions)
@@ -124,10 +124,12 @@ class DatasetReader:
         if len(self) == 0:
             why = ", ".join(f"{count} with {reason}" for reason, count in self.dropped.items())
             raise DataError(f"{source.path}: no usable row{': ' + why if why else ''}.")
+        first = next(self.image_names() or iter(()), "")
+        self.access = Access(remote=files.is_url(files.join(folder, first)))
         if sizes is None:
             sizes = [files.total_size([file["filename"]]) or 0 for file in loaded.cache_files]
         self.fingerprint = files.digest(
-            *(source.split, self._image, self._caption, str(loaded.features)),
+            *(source.split, self._image, *self._captions, str(loaded.features)),
             *(len(loaded), len(self), captions.hexdigest(), *sizes),
         )
 
@@ -141,14 +143,16 @@ class DatasetReader:
             raise SampleError("text that is not UTF-8") from None
         value = reader.field_of(record, self._image) if self._image else None
         name = value.get("path") if isinstance(value, dict) else value
-        captions = self._captions(record)
+        captions = self._texts(record)
         key = name if isinstance(name, str) and name else f"{self._number(row):08d}"
         return Pair(
             key=key,
             image=self._image_bytes(value),
             caption=captions[0] if captions else None,
             origin=self.locate(row),
-            metadata={k: v for k, v in record.items() if k not in (self._image, self._caption)},
+            metadata={
+                k: v for k, v in record.items() if k != self._image and k not in self._captions
+            },
             others=captions[1:],
         )
 
@@ -156,20 +160,21 @@ class DatasetReader:
         return f"{self.source.path}, row {self._number(row)}"
 
     def captions(self) -> Iterator[str]:
-        if self._caption is None:
+        if not self._captions:
             yield from [""] * len(self)
             return
-        column = self._data.select_columns([self._caption.split(".")[0]])
+        columns = self._data.select_columns(sorted({n.split(".")[0] for n in self._captions}))
         for row in range(len(self)):
             try:
-                yield next(iter(self._captions(column[self._number(row)])), "")
+                yield next(iter(self._texts(columns[self._number(row)])), "")
             except UnicodeDecodeError:
                 yield ""
 
     def image_names(self) -> Iterator[str] | None:
         if self._image is None or "." in self._image:
             return None
-        if self._data.features[self._image].dtype not in ("string", "large_string"):
+        feature = self._data.features[self._image]  # a dictionary where it is a struct
+        if getattr(feature, "dtype", None) not in ("string", "large_string"):
             return None
         column = self._data.select_columns([self._image])
         return (str(column[self._number(row)][self._image]) for row in range(len(self)))
@@ -179,7 +184,7 @@ class DatasetReader:
             raise IndexError(row)
         return row if self._rows is None else int(self._rows[row])
 
-    def _choose(self, loaded: Any, datasets: Any) -> tuple[str | None, str | None]:
+    def _choose(self, loaded: Any, datasets: Any) -> tuple[str | None, list[str]]:
         features, columns = loaded.features, list(loaded.column_names)
         classes = [n for n in columns if isinstance(features[n], datasets.ClassLabel)]
         source = SourceConfig(image=self.source.image, caption=self.source.caption)
@@ -189,16 +194,19 @@ class DatasetReader:
         usual = {name.lower() for name in columns}.intersection(reader.CAPTION_COLUMNS)
         if source.caption is None and not usual and classes:
             source.caption = classes[0]
-        if source.caption in classes:
-            self._class_names = list(features[source.caption].names)
-        return choose_columns(source, columns, self.source.path)
+        image, captions = choose_columns(source, columns, self.source.path)
+        for name in captions:
+            if name in classes:
+                told = reader.read_class_names(self.source)
+                self._class_names[name] = told or list(features[name].names)
+        return image, captions
 
     def _plain(self, loaded: Any, datasets: Any) -> Any:
         """Only columns that are cheap to read, images undecoded."""
         image = self._image.split(".")[0] if self._image else None
         if image and isinstance(loaded.features[image], datasets.Image):
             loaded = loaded.cast_column(image, datasets.Image(decode=False))
-        wanted = {image, self._caption.split(".")[0] if self._caption else None}
+        wanted = {image, *(name.split(".")[0] for name in self._captions)}
         keep = [
             name
             for name, feature in loaded.features.items()
@@ -209,13 +217,21 @@ class DatasetReader:
         return loaded.select_columns(keep).with_format(None)
 
     def _usable(self, digest: Any) -> np.ndarray | None:
-        """Rows whose caption is there, or None where all are; ``digest`` is told the texts."""
-        if self._caption is None or "." in self._caption or self._class_names is not None:
+        """Rows that have a caption, or None where all do; ``digest`` is told the texts."""
+        if not self._captions or any("." in name for name in self._captions) or self._class_names:
             return None
+        usable = np.logical_or.reduce([self._filled(name, digest) for name in self._captions])
+        if usable.all():
+            return None
+        self.dropped["no caption"] = int((~usable).sum())
+        return np.flatnonzero(usable)
+
+    def _filled(self, name: str, digest: Any) -> np.ndarray:
+        """(rows,) whether a column says anything there."""
         import pyarrow
         import pyarrow.compute as compute
 
-        column = self._data.with_format("arrow").select_columns([self._caption])
+        column = self._data.with_format("arrow").select_columns([name])
         keep: list[np.ndarray] = []
         for table in column.iter(batch_size=10_000):
             texts = table.column(0)
@@ -231,19 +247,17 @@ class DatasetReader:
             else:
                 digest.update(repr(texts.to_pylist()).encode())
             keep.append(there.to_numpy())
-        usable = np.concatenate(keep) if keep else np.zeros(0, dtype=bool)
-        if usable.all():
-            return None
-        self.dropped["no caption"] = int((~usable).sum())
-        return np.flatnonzero(usable)
+        return np.concatenate(keep) if keep else np.zeros(0, dtype=bool)
 
-    def _captions(self, record: dict[str, Any]) -> list[str]:
-        value = reader.field_of(record, self._caption) if self._caption else None
-        if self._class_names is not None:
-            if isinstance(value, int) and 0 <= value < len(self._class_names):
-                return [reader.class_caption(self._class_names[value])]
-            return []  # -1 is "no label"
-        return reader.caption_texts(value, self.source)
+    def _texts(self, record: dict[str, Any]) -> list[str]:
+        values: list[Any] = []
+        for name in self._captions:
+            value = reader.field_of(record, name)
+            if (names := self._class_names.get(name)) is not None:
+                known = isinstance(value, int) and 0 <= value < len(names)  # -1 is "no label"
+                value = reader.class_captions(names[value], self.source) if known else None
+            values.append(value)
+        return reader.caption_texts(values, self.source)
 
     def _image_bytes(self, value: Any) -> bytes | None:
         if isinstance(value, dict):

@@ -11,24 +11,21 @@ import errno
 import glob
 import hashlib
 import os
-import random
 import re
 import stat as stat_module
-import time
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
 
+from clipkit.data import remote
 from clipkit.errors import DataError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
-T = TypeVar("T")
-RETRY_WAITS = [0.5, 1.0, 2.0, 4.0, 8.0]  # seconds, about, between attempts at a remote file
-_LASTING = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError)
 _MAX_OPEN_FILES = 128  # well below the usual limit of 1024 a process
 
 
@@ -70,13 +67,13 @@ def expand(path: str) -> list[str]:
 def kind(path: str) -> str | None:
     """``file``, ``folder``, or None where there is nothing."""
     if is_url(path):
-        fs, inner = _filesystem(path)
+        fs, inner = remote.filesystem(path)
         try:
-            what = _attempt(path, lambda: fs.info(inner)["type"])
+            what = remote.attempt(path, lambda: fs.info(inner)["type"])
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({_first_line(error)}).") from error
+            raise DataError(f"{path}: cannot be read ({remote.first_line(error)}).") from error
         return "folder" if what == "directory" else "file"
     return "folder" if os.path.isdir(path) else "file" if os.path.exists(path) else None
 
@@ -85,9 +82,9 @@ def walk(folder: str) -> list[str]:
     """All files below a folder, relative to it with ``/``, sorted; hidden ones left out, and
     stores of embeddings: they are made from images, perhaps from those around them."""
     if is_url(folder):
-        fs, inner = _filesystem(folder)
+        fs, inner = remote.filesystem(folder)
         prefix = inner.rstrip("/") + "/"
-        found = _remote(folder, lambda: fs.find(inner))
+        found = remote.ask(folder, lambda: fs.find(inner))
         names = [name[len(prefix) :] for name in found if name.startswith(prefix)]
     else:
         names = []
@@ -118,17 +115,23 @@ def stat(path: str) -> FileStat:
         DataError: it is missing or cannot be reached.
     """
     if is_url(path):
-        fs, inner = _filesystem(path)
-        size = _remote(path, lambda: fs.info(inner)["size"])
-        if size is None:
-            raise DataError(f"{path}: the server does not say how large the file is.")
-        return FileStat(int(size), f"{size}-{_remote(path, lambda: fs.ukey(inner))}")
+        remote.forget(path)
+        size, tag = remote.stat(path)
+        return FileStat(size, f"{size}-{tag}")
     try:
         _forget(path)  # a handle to a file that was replaced would go on reading the old one
         info = os.stat(path)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}.") from error
     return FileStat(info.st_size, f"{info.st_size}-{info.st_mtime_ns}")
+
+
+def stat_all(paths: Sequence[str]) -> list[FileStat]:
+    """``stat`` of many files; of remote ones, several at a time."""
+    if not any(map(is_url, paths)):
+        return [stat(path) for path in paths]
+    with ThreadPoolExecutor(32) as pool:
+        return list(pool.map(stat, paths))
 
 
 def read(path: str, offset: int, size: int) -> bytes:
@@ -140,11 +143,7 @@ def read(path: str, offset: int, size: int) -> bytes:
     if size <= 0:
         return b""
     if is_url(path):
-        fs, inner = _filesystem(path)
-        data: bytes = _remote(path, lambda: fs.cat_file(inner, start=offset, end=offset + size))
-        if len(data) > size:
-            raise DataError(f"{path}: the server cannot send parts of a file; copy it first.")
-        return data
+        return remote.read(path, offset, size)
     try:
         return _pread(_handle(path), size, offset)
     except OSError as error:
@@ -159,14 +158,14 @@ def read_all(path: str, limit: int) -> bytes:
         DataError: a server did not answer, however often it was asked.
     """
     if is_url(path):
-        fs, inner = _filesystem(path)
+        fs, inner = remote.filesystem(path)
 
         def fetch() -> bytes:
             with fs.open(inner, "rb") as file:
-                remote: bytes = file.read(limit + 1)
-                return remote
+                data: bytes = file.read(limit + 1)
+                return data
 
-        return _attempt(path, fetch)
+        return remote.attempt(path, fetch)
     # Opening a pipe waits for its writer, for ever; a device may never end.
     descriptor = os.open(
         path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -191,8 +190,7 @@ def total_size(paths: Iterable[str]) -> int | None:
 
 def cache_folder() -> Path:
     """Where indexes live whose data sets cannot be written to."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "clipkit" / "index"
+    return remote.cache_folder("index")
 
 
 def digest(*parts: object) -> str:
@@ -205,6 +203,7 @@ class _Handles:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
+        self.lock = threading.Lock()
         self.open: OrderedDict[str, int] = OrderedDict()
 
 
@@ -218,13 +217,14 @@ def _handle(path: str) -> int:
             os.close(descriptor)
         _handles = _Handles()
     table = _handles.open
-    if path in table:
-        table.move_to_end(path)
-    else:
-        while len(table) >= _MAX_OPEN_FILES:
-            os.close(table.popitem(last=False)[1])
-        table[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    return table[path]
+    with _handles.lock:
+        if path in table:
+            table.move_to_end(path)
+        else:
+            while len(table) >= _MAX_OPEN_FILES:
+                os.close(table.popitem(last=False)[1])
+            table[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        return table[path]
 
 
 def _forget(path: str) -> None:
@@ -247,63 +247,11 @@ def _pread(descriptor: int, size: int, offset: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _filesystem(path: str) -> tuple[Any, str]:
-    import fsspec
-
-    try:
-        fs, inner = fsspec.core.url_to_fs(path)  # fsspec keeps one a process
-    except (ImportError, ValueError) as error:
-        raise DataError(f"{path}: {_first_line(error)}") from error
-    return fs, str(inner)
-
-
-def _remote(path: str, action: Callable[[], T]) -> T:
-    """What ``action`` returns; whatever goes wrong becomes one line that names the file."""
-    try:
-        return _attempt(path, action)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file.") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({_first_line(error)}).") from error
-
-
-def _attempt(path: str, action: Callable[[], T]) -> T:
-    """What ``action`` returns, asked again after a pause where trying again may help.
-
-    Raises:
-        OSError: the answer is no, and will be again.
-        DataError: there was none, however often it was asked. Leaving the file out instead would
-            change the order of the samples for a passing fault.
-    """
-    waits = [wait * random.uniform(0.75, 1.25) for wait in RETRY_WAITS]
-    for wait in [*waits, None]:
-        try:
-            return action()
-        except (FileNotFoundError, DataError):
-            raise
-        except Exception as error:  # each file system has errors of its own
-            status = getattr(error, "status", None)
-            refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-            if refused or isinstance(error, _LASTING):
-                raise OSError(errno.EACCES, _first_line(error), path) from error
-            if wait is None:
-                raise DataError(
-                    f"{path}: cannot be read ({_first_line(error)}), after {1 + len(waits)} "
-                    "attempts; run the same command again to go on."
-                ) from error
-        time.sleep(wait)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _glob(pattern: str) -> list[str]:
     if not is_url(pattern):
         return glob.glob(pattern, recursive=True)
-    fs, inner = _filesystem(pattern)
-    return [fs.unstrip_protocol(name) for name in _remote(pattern, lambda: fs.glob(inner))]
+    fs, inner = remote.filesystem(pattern)
+    return [fs.unstrip_protocol(name) for name in remote.ask(pattern, lambda: fs.glob(inner))]
 
 
 def _expand_braces(path: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from clipkit.config.schema import SourceConfig
 from clipkit.data import files, reader
-from clipkit.data.reader import SampleError
+from clipkit.data.reader import Access, SampleError
 from clipkit.data.table import TableReader, read_image
 from clipkit.errors import DataError
 from clipkit.types import Pair
@@ -39,6 +39,7 @@ class FolderReader:
         self.dropped: dict[str, int] = {}
         self.damage: list[str] = []
         self.lost = 0
+        self.access = Access(remote=files.is_url(folder))
         self._folder = folder
         images = [name for name in names if extension(name) in reader.IMAGE_EXTENSIONS]
         if not images:
@@ -48,6 +49,7 @@ class FolderReader:
         self._metadata: dict[str, dict[str, Any]] = {}
         self._others: dict[str, list[str]] = {}  # further captions
         self._from_folders = False
+        self._class_names: dict[str, str] = {}  # a folder's, where it is not its own
         if source.caption != reader.NONE:
             self._texts = {n: text for n in images if (text := beside(n)) in there}
             if not self._texts:
@@ -60,6 +62,7 @@ class FolderReader:
                         "for each class. Where none are needed, set the source's caption to none."
                     )
                 self._from_folders = True
+                self._name_classes(images)
         captioned = self._texts or self._metadata
         self._names = [name for name in images if not captioned or name in captioned]
         if not self._names:
@@ -73,6 +76,8 @@ class FolderReader:
         used = [*self._names, *self._texts.values()]
         size = files.total_size(files.join(folder, name) for name in used)
         captions = [record[_CAPTION] for record in self._metadata.values()]
+        if self._from_folders:
+            captions = [*source.templates, *self._class_names.values()]
         self.fingerprint = files.digest(source.caption, size, *self._names, *captions)
 
     def __len__(self) -> int:
@@ -80,13 +85,14 @@ class FolderReader:
 
     def __getitem__(self, row: int) -> Pair:
         name = self._name(row)
+        captions = self._captions(name)
         return Pair(
             key=name,
             image=read_image(self._folder, name),
-            caption=self._caption(name),
+            caption=captions[0] if captions else None,
             origin=self.locate(row),
             metadata=self._metadata.get(name, {}),
-            others=self._others.get(name, []),
+            others=captions[1:],
         )
 
     def locate(self, row: int) -> str:
@@ -95,7 +101,7 @@ class FolderReader:
     def captions(self) -> Iterator[str]:
         for name in self._names:
             try:
-                yield self._caption(name) or ""
+                yield next(iter(self._captions(name)), "")
             except SampleError:
                 yield ""
 
@@ -107,7 +113,7 @@ class FolderReader:
             raise IndexError(row)
         return self._names[row]
 
-    def _caption(self, name: str) -> str | None:
+    def _captions(self, name: str) -> list[str]:
         if name in self._texts:
             path = files.join(self._folder, self._texts[name])
             try:
@@ -116,10 +122,25 @@ class FolderReader:
                 raise DataError(f"{path}: it vanished; start again.") from None
             except OSError:
                 raise SampleError("unreadable caption file") from None
-            return raw.decode("utf-8-sig", "replace")
+            return [raw.decode("utf-8-sig", "replace")]
         if name in self._metadata:
-            return str(self._metadata[name][_CAPTION])
-        return reader.class_caption(name.split("/")[-2]) if self._from_folders else None
+            return [str(self._metadata[name][_CAPTION]), *self._others.get(name, [])]
+        if not self._from_folders:
+            return []
+        folder = name.split("/")[-2]
+        return reader.class_captions(self._class_names.get(folder, folder), self.source)
+
+    def _name_classes(self, images: list[str]) -> None:
+        names = reader.read_class_names(self.source)
+        if names is None:
+            return
+        folders = sorted({name.split("/")[-2] for name in images})
+        if len(folders) != len(names):
+            raise DataError(
+                f"{self.source.class_names}: names {len(names)} classes, and there are images in "
+                f"{len(folders)} folders of {self.source.path}."
+            )
+        self._class_names = dict(zip(folders, names, strict=True))
 
     def _read_metadata(self, names: list[str]) -> dict[str, dict[str, Any]]:
         """Image name → its record, with the caption under ``_CAPTION``."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clipkit.data import files
+from clipkit.errors import DataError
 
 Arrays = dict[str, NDArray[Any]]
 Advance = Callable[[int], object]
@@ -28,6 +29,11 @@ Build = Callable[[str, files.FileStat, Advance], Arrays]
 
 SUFFIX = ".clipkit-index.npz"
 _FORMAT = 1
+_MAX_INDEX = 2**30
+
+
+def _ignore(_: int) -> None:
+    pass
 
 
 def indexed(
@@ -50,8 +56,8 @@ def indexed(
             if arrays is None:
                 if bar is None and progress:
                     bar = tqdm(total=todo, desc="indexing", unit="B", unit_scale=True, delay=0.5)
-                arrays = build(path, stat, bar.update if bar is not None else _ignore)
-                _save(path, stat, kind, arrays)
+                advance = bar.update if bar is not None else _ignore
+                arrays = open_index(path, stat, build, kind=kind, advance=advance)
             elif bar is not None:
                 bar.update(stat.size)
             else:
@@ -62,15 +68,51 @@ def indexed(
             bar.close()
 
 
+def open_index(
+    path: str, stat: files.FileStat, build: Build, *, kind: str, advance: Advance = _ignore
+) -> Arrays:
+    """The index of one file, read where it is kept and made, and kept, where it is not."""
+    arrays = load_index(path, stat, kind)
+    if arrays is None:
+        arrays = build(path, stat, advance)
+        _save(path, stat, kind, arrays)
+    return arrays
+
+
 def load_index(path: str, stat: files.FileStat, kind: str) -> Arrays | None:
-    """The kept index of a file, or None where there is none that fits the file as it is."""
+    """The kept index of a file, or None where there is none that fits the file as it is.
+
+    One that was copied to a server beside its file fits by the file's size: times do not
+    survive copying.
+    """
     for place in _places(path, kind):
-        try:
-            with np.load(place, allow_pickle=False) as kept:
-                if str(kept["fits"]) == _fits(stat, kind):
-                    return {name: kept[name] for name in kept.files if name != "fits"}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            continue
+        if arrays := _load(place, lambda fits: fits == _fits(stat, kind)):
+            return arrays
+    if not files.is_url(path):
+        return None
+    try:
+        copied = io.BytesIO(files.read_all(path + SUFFIX, _MAX_INDEX))
+    except (OSError, DataError):
+        return None
+    size = _fits(files.FileStat(stat.size, f"{stat.size}-"), kind)
+    arrays = _load(copied, lambda fits: fits.startswith(size))
+    if arrays is not None:
+        _save(path, stat, kind, arrays)
+    return arrays
+
+
+def has_index_beside(path: str) -> bool:
+    """Whether a file's index lies beside it, wherever that is."""
+    return files.kind(path + SUFFIX) == "file"
+
+
+def _load(place: Path | io.BytesIO, fits: Callable[[str], bool]) -> Arrays | None:
+    try:
+        with np.load(place, allow_pickle=False) as kept:
+            if fits(str(kept["fits"])):
+                return {name: kept[name] for name in kept.files if name != "fits"}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
     return None
 
 
@@ -138,7 +180,3 @@ def _save(path: str, stat: files.FileStat, kind: str, arrays: Arrays) -> None:
         f"{path}: its index cannot be kept ({reason}); it is made anew at each start.",
         stacklevel=2,
     )
-
-
-def _ignore(_: int) -> None:
-    pass

@@ -13,7 +13,7 @@ from clipkit.data.mixture import MixtureReader
 from clipkit.data.mixture_order import MixtureOrder
 from clipkit.data.order import Order
 from clipkit.data.pieces import EvalPieces, Piece, PieceMaker, Pieces, TrainPieces, join
-from clipkit.data.reader import Reader
+from clipkit.data.reader import TURN, Reader
 from clipkit.data.workers import WorkerLoader
 from clipkit.errors import ConfigError, DataError
 from clipkit.types import Batch
@@ -86,27 +86,36 @@ def build_train_loader(
         augment=config.augment,
         seed=seed,
     )
-    pieces = TrainPieces(maker, order, batch_size, rank, world_size)
+    pieces = TrainPieces(maker, order, batch_size, rank, world_size, config.cache_gb)
     return _Loader(pieces, start_step, steps, config.workers, start_method)
 
 
 def build_order(reader: Reader, config: DataConfig, seed: int) -> Order | MixtureOrder:
     """The order in which a run with this seed and config goes through a source."""
+
+    def chunk(part: Reader) -> int:
+        return max(part.shard_sizes) if part.access.whole_shards else config.shuffle_chunk
+
+    def turn(part: Reader) -> int:
+        return TURN if part.access.estimated else 0
+
     if isinstance(reader, MixtureReader):
         return MixtureOrder(
             [part.shard_sizes for part in reader.parts],
             reader.weights,
             seed=seed,
             lanes=config.lanes,
-            chunk=config.shuffle_chunk,
+            chunk=[chunk(part) for part in reader.parts],
             window=config.shuffle_window,
+            turn=[turn(part) for part in reader.parts],
         )
     return Order(
         reader.shard_sizes,
         seed=seed,
         lanes=config.lanes,
-        chunk=config.shuffle_chunk,
+        chunk=chunk(reader),
         window=config.shuffle_window,
+        turn=turn(reader),
     )
 
 
@@ -122,6 +131,7 @@ def build_eval_loader(
     world_size: int = 1,
     images: bool = True,
     texts: bool = True,
+    cache_gb: float = DataConfig.cache_gb,
     start_method: str | None = None,
 ) -> Loader:
     """All samples once, in row order, through the evaluation transform.
@@ -143,7 +153,7 @@ def build_eval_loader(
         texts=texts,
     )
     first, last = len(reader) * rank // world_size, len(reader) * (rank + 1) // world_size
-    pieces = EvalPieces(maker, first, last, batch_size)
+    pieces = EvalPieces(maker, first, last, batch_size, cache_gb)
     return _Loader(pieces, 0, pieces.batches, workers, start_method)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from clipkit.config.schema import SourceConfig
 from clipkit.data import files
 from clipkit.data.mixture_order import BLOCK, positions_a_block
-from clipkit.data.reader import Reader
+from clipkit.data.reader import TURN, Access, Reader
 from clipkit.types import Pair
 
 
@@ -36,6 +36,10 @@ class MixtureReader:
         self.dropped = dict(dropped)
         self.damage = [line for part in self.parts for line in part.damage]
         self.lost = sum(part.lost for part in self.parts)
+        self.access = Access(
+            remote=any(part.access.remote for part in self.parts),
+            estimated=any(part.access.estimated for part in self.parts),
+        )
         self.fingerprint = files.digest(*(part.fingerprint for part in self.parts))
         self._ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
 
@@ -67,8 +71,8 @@ class MixtureReader:
         return MixtureReader(dict(zip(self.names, parts, strict=True)), self._asked)
 
     def _find(self, row: int) -> tuple[Reader, int]:
-        if not 0 <= row < len(self):
+        if not 0 <= row % TURN < len(self):
             raise IndexError(row)
-        number = int(np.searchsorted(self._ends, row, side="right"))
+        number = int(np.searchsorted(self._ends, row % TURN, side="right"))
         part = self.parts[number]
         return part, row - int(self._ends[number]) + len(part)

@@ -34,8 +34,9 @@ class MixtureOrder:
         weights: one a source, above 0; only their ratios count.
         seed: of the run; not negative.
         lanes: V of each source's order.
-        chunk: of each source's order.
+        chunk: of each source's order; one for all, or one each.
         window: of each source's order.
+        turn: of each source's order; one for all, or one each.
     """
 
     def __init__(
@@ -45,13 +46,22 @@ class MixtureOrder:
         *,
         seed: int,
         lanes: int,
-        chunk: int,
+        chunk: int | Sequence[int],
         window: int,
+        turn: int | Sequence[int] = 0,
     ) -> None:
         assert len(shard_sizes) == len(weights) <= BLOCK
         self.seed = seed
+        chunks, turns = (np.broadcast_to(of_all, len(shard_sizes)) for of_all in (chunk, turn))
         self.orders = [
-            Order(sizes, seed=_seed_of(seed, i), lanes=lanes, chunk=chunk, window=window)
+            Order(
+                sizes,
+                seed=_seed_of(seed, i),
+                lanes=lanes,
+                chunk=int(chunks[i]),
+                window=window,
+                turn=int(turns[i]),
+            )
             for i, sizes in enumerate(shard_sizes)
         ]
         self.samples = sum(order.samples for order in self.orders)
@@ -74,7 +84,7 @@ class MixtureOrder:
             positions: (P,) of any order, not negative.
 
         Returns:
-            (P,) rows in [0, samples).
+            (P,) rows in [0, samples), and a source's ``turn`` more for each of its epochs before.
         """
         blocks, within = np.divmod(np.asarray(positions, dtype=np.int64), BLOCK)
         source, own = np.empty_like(blocks), np.empty_like(blocks)

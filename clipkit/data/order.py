@@ -6,8 +6,10 @@ or how large a batch is.
 The definition, for N samples and V lanes (virtual readers, fixed for a run):
 
 - Position p belongs to epoch e = p // N and to lane l = p % V.
-- In each epoch the shards are cut into chunks of at most ``chunk`` neighbouring samples. A
-  permutation drawn from (seed, e) lays the chunks end to end: a sequence of N slots.
+- The shards are cut into chunks of ``chunk`` neighbouring samples; the last of a shard may be
+  shorter. In each epoch a permutation drawn from (seed, e) lays the chunks end to end: a
+  sequence of N slots. Above ``chunk`` · 2**23 samples the chunks are of N / 2**23, rounded up,
+  so that a permutation of them fits in little memory whatever N.
 - Lane l owns as many consecutive slots as the epoch has positions of that lane; the lanes'
   parts lie one after another, in lane order.
 - A lane walks through its part in windows of ``window`` slots, each permuted by a draw from
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,22 @@ from numpy.typing import NDArray
 from clipkit.data.rng import Purpose, permutation
 
 Rows = NDArray[np.int64]
+
+MOST_CHUNKS = 2**23  # full ones; an epoch's permutation is drawn in 0.4 s and kept in 32 MiB
+
+
+class _Epoch(NamedTuple):
+    """An epoch's C chunks, S of which are short.
+
+    Attributes:
+        chunks: (C,) their numbers, in the epoch's order.
+        ends: (S,) the slot that each short chunk ends before, in the epoch's order.
+        missing: (S + 1,) what the first 0, 1, … S short chunks are short of, together.
+    """
+
+    chunks: NDArray[np.int32]
+    ends: Rows
+    missing: Rows
 
 
 class Order:
@@ -39,25 +57,39 @@ class Order:
         shard_sizes: samples a shard, in shard order; a row is a sample's number in all of them.
         seed: of the run; not negative.
         lanes: V, the number of virtual readers.
-        chunk: samples that stay neighbours when an epoch's chunks are permuted.
+        chunk: samples that stay neighbours when an epoch's chunks are permuted; more, where
+            there would be too many chunks.
         window: slots of a lane that are permuted together.
+        turn: what a row grows by with each epoch, where a reader wants to know it.
     """
 
     def __init__(
-        self, shard_sizes: Sequence[int], *, seed: int, lanes: int, chunk: int, window: int
+        self,
+        shard_sizes: Sequence[int],
+        *,
+        seed: int,
+        lanes: int,
+        chunk: int,
+        window: int,
+        turn: int = 0,
     ) -> None:
         assert seed >= 0
         assert min(lanes, chunk, window) >= 1
         sizes = np.asarray(shard_sizes, dtype=np.int64)
         assert sizes.sum() > 0, "an order of no samples"
-        self.seed, self.lanes, self.chunk, self.window = seed, lanes, chunk, window
+        self.seed, self.lanes, self.window = seed, lanes, window
+        self.turn = turn
         self.samples = int(sizes.sum())
+        self.chunk = chunk = max(chunk, -(-self.samples // MOST_CHUNKS))
         # Chunk c lies in shard s where first_chunk[s] <= c < first_chunk[s + 1].
         self._first_chunk = np.concatenate([[0], np.cumsum(-(-sizes // chunk))])
         self._first_row = np.concatenate([[0], np.cumsum(sizes)])
+        short = np.flatnonzero(sizes % chunk)  # the shards whose last chunk is not full
+        self._short = self._first_chunk[short + 1] - 1
+        self._missing = chunk - sizes[short] % chunk
         self._max_windows = self.samples // lanes // window + 2  # of a lane; only tells lanes apart
         # Batches straddle two epochs at most; each lane stands in one window, or between two.
-        self._epochs: OrderedDict[int, tuple[Rows, Rows]] = OrderedDict()
+        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int, int], Rows] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,14 +102,15 @@ class Order:
             positions: (P,) of any order, not negative.
 
         Returns:
-            (P,) rows in [0, N).
+            (P,) rows in [0, N), and ``turn`` more for each epoch before.
         """
         positions = np.asarray(positions, dtype=np.int64)
         epochs = positions // self.samples
         rows = np.empty_like(positions)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            rows[here] = self._row_of_slot(int(epoch), self._slots(int(epoch), positions[here]))
+            slots = self._slots(int(epoch), positions[here])
+            rows[here] = self._row_of_slot(int(epoch), slots) + int(epoch) * self.turn
         return rows
 
     def _slots(self, epoch: int, positions: Rows) -> Rows:
@@ -102,30 +135,32 @@ class Order:
         return slots
 
     def _row_of_slot(self, epoch: int, slots: Rows) -> Rows:
-        chunks, ends = self._epoch(epoch)
-        place = np.searchsorted(ends, slots, side="right")
-        first_slot = np.where(place > 0, ends[place - 1], 0)
-        return self._chunk_first_row(chunks[place]) + slots - first_slot
+        chunks, ends, missing = self._epoch(epoch)
+        # The slot it would be if all chunks before it were full.
+        slots = slots + missing[np.searchsorted(ends, slots, side="right")]
+        place, within = np.divmod(slots, self.chunk)
+        return self._chunk_first_row(chunks[place]) + within
 
-    def _chunk_first_row(self, chunks: Rows) -> Rows:
+    def _chunk_first_row(self, chunks: NDArray[np.int32]) -> Rows:
         """(C,) chunk numbers → the first row of each, (C,)."""
         shard = np.searchsorted(self._first_chunk, chunks, side="right") - 1
         first: Rows = self._first_row[shard] + (chunks - self._first_chunk[shard]) * self.chunk
         return first
 
-    def _epoch(self, epoch: int) -> tuple[Rows, Rows]:
-        """The epoch's chunks in order, and the slot each of them ends before; (C,) each."""
+    def _epoch(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:
             while len(self._epochs) >= 2:
                 self._epochs.popitem(last=False)
-            # All chunks are full but the last of each shard that is not a multiple of them.
-            sizes = np.full(int(self._first_chunk[-1]), self.chunk, dtype=np.int32)
-            filled = np.diff(self._first_row) > 0
-            last = self._first_chunk[1:][filled] - 1
-            sizes[last] = self._first_row[1:][filled] - self._chunk_first_row(last)
-            chunks = permutation(self.seed, Purpose.CHUNKS, epoch, size=len(sizes))
-            ends = np.cumsum(sizes[chunks], dtype=np.int64)
-            self._epochs[epoch] = (chunks, ends)
+            count = int(self._first_chunk[-1])
+            drawn = permutation(self.seed, Purpose.CHUNKS, epoch, size=count)
+            chunks = drawn.astype(np.int32)  # half the memory, which each worker needs
+            is_short = np.zeros(count, dtype=np.bool_)
+            is_short[self._short] = True
+            places = np.flatnonzero(is_short[chunks])
+            missing = self._missing[np.searchsorted(self._short, chunks[places])]
+            missing = np.concatenate([[0], np.cumsum(missing)])
+            ends = (places + 1) * self.chunk - missing[1:]
+            self._epochs[epoch] = _Epoch(chunks, ends, missing)
         return self._epochs[epoch]
 
     def _window(self, epoch: int, lane: int, window: int, size: int) -> Rows:

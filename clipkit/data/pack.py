@@ -31,6 +31,7 @@ from clipkit.data.check import image_kind, usable
 from clipkit.data.reader import NONE, Reader, SampleError
 from clipkit.data.source import open_source
 from clipkit.data.tar import BLOCK
+from clipkit.data.webdataset import write_index
 from clipkit.data.workers import WorkerLoader
 from clipkit.errors import CheckpointError, ConfigError, DataError
 from clipkit.types import Pair, Skip
@@ -306,6 +307,8 @@ def _write_shard(path: Path, format: str, items: Iterable[_Sample | Skip]) -> di
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}).") from error
     finally:
         aside.unlink(missing_ok=True)
+    if format == "webdataset" and samples:
+        write_index(path)  # for whoever reads the shard from far away
     record: dict[str, Any] = {
         "samples": samples,
         "bytes": hashed.size,

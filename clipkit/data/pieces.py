@@ -7,6 +7,7 @@ batch, part) alone: workers, start method and prefetching cannot change a bit of
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clipkit.config.schema import AugmentConfig, PreprocessConfig
+from clipkit.data.ahead import ReadAhead
 from clipkit.data.decode import decode_for_training, decode_image
 from clipkit.data.mixture_order import MixtureOrder
 from clipkit.data.order import Order
 from clipkit.data.reader import Reader, SampleError
+from clipkit.data.remote import use_cache
 from clipkit.data.rng import Purpose, uniforms
 from clipkit.data.transforms import eval_transform, smallest_decoded_edge, train_transform
 from clipkit.errors import DataError
@@ -58,7 +61,10 @@ class PieceMaker:
     images: bool = True
     texts: bool = True
 
-    def make(self, rows: np.ndarray, positions: np.ndarray) -> Piece:
+    def make(
+        self, rows: np.ndarray, positions: np.ndarray, pairs: list[Future[Pair]] | None = None
+    ) -> Piece:
+        """The piece of some rows; ``pairs`` are what they give, where they are read elsewhere."""
         size = self.preprocess.image_size
         pixels = torch.zeros((len(rows), 3, size, size), dtype=torch.uint8) if self.images else None
         captions: list[str] = []
@@ -66,7 +72,7 @@ class PieceMaker:
         for i, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
             pair: Pair | None = None
             try:
-                pair = self.reader[row]
+                pair = self.reader[row] if pairs is None else pairs[i].result()
                 caption, image = self._use(pair, position)
             except SampleError as error:
                 caption, image = "", None
@@ -124,14 +130,21 @@ class PieceMaker:
 class Pieces(Dataset[Piece | DataError]):
     """Piece number → piece; batch k is made of the pieces [k·per_batch, (k+1)·per_batch)."""
 
-    maker: PieceMaker
     per_batch: int
 
+    def __init__(self, maker: PieceMaker, cache_gb: float) -> None:
+        self.maker, self.cache_gb = maker, cache_gb
+        self._ahead: ReadAhead | None = None
+        if maker.reader.access.remote:
+            self._ahead = ReadAhead(maker.reader, self._rows_ahead)
+
     def __getitem__(self, number: int) -> Piece | DataError:
-        batch, part = divmod(number, self.per_batch)
-        rows, positions = self.rows(batch, part)
+        rows, positions = self.rows(*divmod(number, self.per_batch))
         try:
-            return self.maker.make(rows, positions)
+            if self._ahead is None:
+                return self.maker.make(rows, positions)
+            use_cache(self.cache_gb)  # a worker that was spawned knows nothing of it
+            return self.maker.make(rows, positions, self._ahead.pairs(number))
         except DataError as error:
             # Raised in a worker it would come out wrapped in a traceback; as a value it is
             # raised again by the loader.
@@ -139,6 +152,10 @@ class Pieces(Dataset[Piece | DataError]):
 
     def rows(self, batch: int, part: int) -> tuple[np.ndarray, np.ndarray]:
         raise NotImplementedError
+
+    def _rows_ahead(self, number: int) -> list[int]:
+        rows: list[int] = self.rows(*divmod(number, self.per_batch))[0].tolist()
+        return rows
 
 
 class TrainPieces(Pieces):
@@ -149,8 +166,10 @@ class TrainPieces(Pieces):
         batch_size: int,
         rank: int,
         world_size: int,
+        cache_gb: float,
     ) -> None:
-        self.maker, self.order, self.batch_size = maker, order, batch_size
+        super().__init__(maker, cache_gb)
+        self.order, self.batch_size = order, batch_size
         self.per_rank = batch_size // world_size
         self.first = rank * self.per_rank
         self.per_batch = min(_MOST_PIECES, -(-self.per_rank // _PIECE))
@@ -165,14 +184,17 @@ class TrainPieces(Pieces):
 
 
 class EvalPieces(Pieces):
-    def __init__(self, maker: PieceMaker, first: int, last: int, batch_size: int) -> None:
-        self.maker, self.first, self.last, self.batch_size = maker, first, last, batch_size
+    def __init__(
+        self, maker: PieceMaker, first: int, last: int, batch_size: int, cache_gb: float
+    ) -> None:
+        super().__init__(maker, cache_gb)
+        self.first, self.last, self.batch_size = first, last, batch_size
         self.per_batch = min(_MOST_PIECES, -(-batch_size // _PIECE))
         self.batches = -(-(last - first) // batch_size)
 
     def rows(self, batch: int, part: int) -> tuple[np.ndarray, np.ndarray]:
         begin = self.first + batch * self.batch_size
-        here = min(self.batch_size, self.last - begin)
+        here = max(0, min(self.batch_size, self.last - begin))
         rows = np.arange(
             begin + here * part // self.per_batch, begin + here * (part + 1) // self.per_batch
         )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 from clipkit.config.schema import SourceConfig
+from clipkit.data import files
+from clipkit.errors import DataError
 from clipkit.types import Pair
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -21,12 +25,32 @@ CAPTION_COLUMNS = (
     *("caption", "text", "txt", "captions", "title", "description", "sentence"),
     *("sentences", "alt_text", "alt", "prompt"),
 )
-# What a class name becomes, as in CLIP's zero-shot prompts.
-CLASS_TEMPLATE = "a photo of a {}"
 # ``image: none`` or ``caption: none`` in a config: the source has none, and none are needed.
 NONE = "none"
 MAX_IMAGE_BYTES = 256 * 2**20  # more is no photograph; it would have to be read whole
 MAX_CAPTION_BYTES = 2**20
+
+
+LOST = "lost to a damaged shard"
+CUT, CHANGED = "shard cut short", "bytes changed since the shard was indexed"
+LOSSES = (LOST, CUT, CHANGED)  # the reasons that mean damage to the data
+# Where totals are estimates, a row tells its epoch too: row + epoch * TURN.
+TURN = 2**40
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a source is best read.
+
+    Attributes:
+        remote: samples come over a network: fetch several at a time, and ahead.
+        estimated: totals are estimates, and rows tell their epoch; see ``TURN``.
+        whole_shards: a shard is best read as a whole: touching it costs all of it.
+    """
+
+    remote: bool = False
+    estimated: bool = False
+    whole_shards: bool = False
 
 
 class SampleError(ValueError):
@@ -42,6 +66,7 @@ class Reader(Protocol):
         dropped: samples that were left out when counting, by reason.
         damage: what is wrong with the files, a sentence each, naming file and place.
         lost: samples lost to that damage: an estimate, at least one a place.
+        access: how it is best read.
         fingerprint: hash of the files' names and sizes, of captions kept apart from the images,
             and of the counts.
     """
@@ -51,6 +76,7 @@ class Reader(Protocol):
     dropped: dict[str, int]
     damage: list[str]
     lost: int
+    access: Access
     fingerprint: str
 
     def __len__(self) -> int:
@@ -79,16 +105,57 @@ class Reader(Protocol):
         ...
 
 
-def caption_texts(value: Any, source: SourceConfig) -> list[str]:
-    """What a column or JSON field says as captions, as many as the source's ``captions`` asks
-    for; empty texts are left out of a list."""
-    if not isinstance(value, list | tuple):
-        text = _text(value)
+def samples_text(reader: Reader) -> str:
+    """How many samples there are, marked where that is an estimate."""
+    return f"{'about ' if reader.access.estimated else ''}{len(reader):,}"
+
+
+def some_captions(reader: Reader) -> Iterator[str]:
+    """The first captions of a source, as many as a tokenizer needs; fewer where each shard must
+    be read as a whole for them."""
+    return islice(reader.captions(), 20_000 if reader.access.whole_shards else 2_000_000)
+
+
+def caption_texts(values: Sequence[Any], source: SourceConfig) -> list[str]:
+    """What columns or JSON fields say as captions, as many as the source's ``captions`` asks
+    for; of several, the empty ones are left out."""
+    if len(values) == 1 and not isinstance(values[0], list | tuple):
+        text = _text(values[0])
         return [] if text is None else [text]
-    texts = [text for item in value if (text := _text(item)) and text.strip()]
+    items = [i for value in values for i in (value if isinstance(value, list | tuple) else [value])]
+    texts = [text for item in items if (text := _text(item)) and text.strip()]
     if source.captions == "join":
         return [", ".join(texts)] if texts else []
     return texts[:1] if source.captions == "first" else texts
+
+
+def class_captions(name: str, source: SourceConfig) -> list[str]:
+    """``golden_retriever`` → ``a photo of a golden retriever``, by each of the templates."""
+    name = name.replace("_", " ").strip()
+    return caption_texts([[template.format(name) for template in source.templates]], source)
+
+
+def read_class_names(source: SourceConfig) -> list[str] | None:
+    """The lines of ``class_names``; None where it is not set.
+
+    Raises:
+        DataError: it cannot be read, or is empty.
+    """
+    path = source.class_names
+    if path is None:
+        return None
+    try:
+        lines = files.read_all(path, 2**24).decode("utf-8-sig", "replace").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: class_names cannot be read ({error.strerror}).") from error
+    if not any(lines):
+        raise DataError(f"{path}: class_names is empty; it needs a name a line.")
+    return lines
+
+
+def split_names(given: str) -> list[str]:
+    """``a, b`` → a and b."""
+    return [name.strip() for name in given.split(",") if name.strip()]
 
 
 def _text(value: Any) -> str | None:
@@ -108,8 +175,3 @@ def field_of(record: Any, path: str) -> Any:
             return None
         record = record.get(name)
     return record
-
-
-def class_caption(folder: str) -> str:
-    """``golden_retriever`` → ``a photo of a golden retriever``."""
-    return CLASS_TEMPLATE.format(folder.replace("_", " ").strip())

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 
-from clipkit.config.schema import SourceConfig
+from clipkit.config.schema import FilterConfig, SourceConfig
 from clipkit.data import files
 from clipkit.data.arrow import is_saved_dataset, open_dataset, open_parquet
 from clipkit.data.filters import keep_wanted
@@ -25,21 +25,26 @@ _SPLITS = re.compile(r"(train|training|valid|validation|val|dev|test|held-?out)(
 _HUB_DATASET = re.compile(r"hf://datasets/[^/]+/[^/*?{\[]+/?")
 
 
-def open_source(source: SourceConfig, *, progress: bool = True) -> Reader:
+def open_source(source: SourceConfig, *, progress: bool = True, estimate: bool = False) -> Reader:
     """Finds a source's files, makes or reads their indexes, and counts the samples.
 
     Args:
         source: what to read.
         progress: show a bar on stderr where there is something to index.
+        estimate: totals may be estimates where counting would read all of a remote source, or
+            where the source's ``count`` says so. A filter counts.
 
     Raises:
         DataError: nothing is there, nothing usable is, or it is not clear what is meant; the
             message names the path and says what was looked for.
     """
-    return keep_wanted(_open(source, progress), source.filter, progress=progress)
+    if source.filter != FilterConfig():
+        whole = _open(source, progress, estimate=False)
+        return keep_wanted(whole, source.filter, progress=progress)
+    return _open(source, progress, estimate=estimate)
 
 
-def _open(source: SourceConfig, progress: bool) -> Reader:
+def _open(source: SourceConfig, progress: bool, *, estimate: bool) -> Reader:
     if not source.path:
         raise DataError("data: a source has no path; set it, e.g. data.train.path=photos/")
     if source.format == "datasets" or (
@@ -56,15 +61,15 @@ def _open(source: SourceConfig, progress: bool) -> Reader:
         if what == "folder":
             folders.append(path)
     if not folders:
-        return _open_files(source, named, progress)
+        return _open_files(source, named, progress, estimate)
     if len(named) > 1:
         raise DataError(
             f"{source.path}: names {len(named)} files and folders; name files, or one folder."
         )
-    return _open_folder(source, named[0], progress)
+    return _open_folder(source, named[0], progress, estimate)
 
 
-def _open_files(source: SourceConfig, paths: list[str], progress: bool) -> Reader:
+def _open_files(source: SourceConfig, paths: list[str], progress: bool, estimate: bool) -> Reader:
     kinds = Counter(_format_of(path) for path in paths)
     wanted = source.format if source.format != "auto" else next(iter(kinds))
     if source.format == "auto" and (len(kinds) > 1 or wanted is None):
@@ -73,7 +78,7 @@ def _open_files(source: SourceConfig, paths: list[str], progress: bool) -> Reade
         compressed = [path for path in paths if extension(path) in ("gz", "tgz", "bz2", "xz")]
         if compressed:
             raise DataError(f"{compressed[0]}: compressed tars cannot be read; unpack it to .tar.")
-        return TarReader(source, paths, progress=progress)
+        return TarReader(source, paths, progress=progress, estimate=estimate)
     if wanted == "parquet":
         return open_parquet(source, paths, progress=progress)
     if wanted == "table":
@@ -86,7 +91,7 @@ def _open_files(source: SourceConfig, paths: list[str], progress: bool) -> Reade
     return FolderReader(source, root or ".", names)
 
 
-def _open_folder(source: SourceConfig, folder: str, progress: bool) -> Reader:
+def _open_folder(source: SourceConfig, folder: str, progress: bool, estimate: bool) -> Reader:
     if not files.is_url(folder) and source.format == "auto" and is_saved_dataset(folder):
         return open_dataset(source, progress=progress)
     names = files.walk(folder)
@@ -117,7 +122,7 @@ def _open_folder(source: SourceConfig, folder: str, progress: bool) -> Reader:
             hint = f"{error} There is {files.join(folder, tables[0])}: is that the path you mean?"
             raise DataError(hint) from None
     paths = [files.join(folder, name) for name in usable]
-    return _open_files(source, paths, progress)
+    return _open_files(source, paths, progress, estimate)
 
 
 def _format_of(path: str) -> str | None:

@@ -18,7 +18,7 @@ import numpy as np
 from clipkit.config.schema import SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.index import Advance, Arrays, indexed, pack_json, unpack_json
-from clipkit.data.reader import SampleError
+from clipkit.data.reader import Access, SampleError
 from clipkit.errors import DataError
 from clipkit.types import Pair
 
@@ -53,10 +53,10 @@ class TableReader:
         self._sizes: list[np.ndarray] = []
         self._formats: list[_Format] = []
         first = _Format(paths[0])
-        self._image, self._caption = choose_columns(source, first.columns(), paths[0])
+        self._image, self._captions = choose_columns(source, first.columns(), paths[0])
         dropped: Counter[str] = Counter()
         stats: list[files.FileStat] = []
-        kind = f"table {self._image} {self._caption}"
+        kind = f"table {self._image} {','.join(self._captions)}"
         for path, stat, arrays in indexed(paths, self._index, kind=kind, progress=progress):
             stats.append(stat)
             self._formats.append(_Format(path))
@@ -69,6 +69,8 @@ class TableReader:
         if len(self) == 0:
             why = ", ".join(f"{count} with {reason}" for reason, count in dropped.items())
             raise DataError(f"{source.path}: no usable row{': ' + why if why else ''}.")
+        first_image, _, _ = next(self.records())
+        self.access = Access(remote=files.is_url(paths[0]) or files.is_url(first_image))
         names = [path.replace("\\", "/").rsplit("/", 1)[-1] for path in paths]
         self.fingerprint = files.digest(
             kind, *names, *(stat.size for stat in stats), *self.shard_sizes
@@ -81,14 +83,16 @@ class TableReader:
         number, record = self._record(row)
         image = reader.field_of(record, self._image) if self._image else None
         image = None if image is None else str(image)
-        captions = self._captions(record)
+        captions = self._texts(record)
         key = image if image is not None else f"{row:08d}"
         return Pair(
             key=key,
             image=None if image is None else read_image(files.parent(self._paths[number]), image),
             caption=captions[0] if captions else None,
             origin=f"{self._paths[number]}, {key}",
-            metadata={k: v for k, v in record.items() if k not in (self._image, self._caption)},
+            metadata={
+                k: v for k, v in record.items() if k != self._image and k not in self._captions
+            },
             others=captions[1:],
         )
 
@@ -109,11 +113,11 @@ class TableReader:
         for row in range(len(self)):
             record = self._record(row)[1]
             image = reader.field_of(record, self._image) if self._image else ""
-            yield str(image), self._captions(record), record
+            yield str(image), self._texts(record), record
 
-    def _captions(self, record: _Record) -> list[str]:
-        value = reader.field_of(record, self._caption) if self._caption else None
-        return reader.caption_texts(value, self.source)
+    def _texts(self, record: _Record) -> list[str]:
+        values = [reader.field_of(record, name) for name in self._captions]
+        return reader.caption_texts(values, self.source)
 
     def _record(self, row: int) -> tuple[int, _Record]:
         if not 0 <= row < len(self):
@@ -131,7 +135,7 @@ class TableReader:
         table = _Format(path)
         missing = [
             name
-            for name in (self._image, self._caption)
+            for name in (self._image, *self._captions)
             if name and name.split(".")[0] not in table.columns()
         ]
         if missing and table.delimiter is not None:
@@ -142,7 +146,7 @@ class TableReader:
         for offset, size, record in table.records(stat.size, advance):
             if self._image and not reader.field_of(record, self._image):
                 dropped["no image"] += 1
-            elif self._caption and not any(text.strip() for text in self._captions(record)):
+            elif self._captions and not any(text.strip() for text in self._texts(record)):
                 dropped["no caption"] += 1
             else:
                 offsets.append(offset)
@@ -156,8 +160,8 @@ class TableReader:
 
 def choose_columns(
     source: SourceConfig, columns: list[str], where: str
-) -> tuple[str | None, str | None]:
-    """The image and the caption column: as given, or by their usual names.
+) -> tuple[str | None, list[str]]:
+    """The image column and those of the captions: as given, or by their usual names.
 
     Raises:
         DataError: there is none; the columns there are are named.
@@ -182,7 +186,11 @@ def choose_columns(
         )
 
     image = choose("image", source.image, reader.IMAGE_COLUMNS)
-    return image, choose("caption", source.caption, reader.CAPTION_COLUMNS)
+    named: list[str | None] = [source.caption]
+    if source.caption and source.caption not in columns:  # a column's name may hold a comma
+        named = [*reader.split_names(source.caption)] or [source.caption]
+    captions = [choose("caption", name, reader.CAPTION_COLUMNS) for name in named]
+    return image, [name for name in captions if name is not None]
 
 
 def read_image(folder: str, name: str) -> bytes:

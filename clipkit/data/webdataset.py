@@ -1,19 +1,32 @@
 """WebDataset shards → pairs: random access into tars by an index; nothing is ever extracted.
 
 Members of one key (the name up to the first dot of its last part) are one sample; member
-names are opaque keys, never paths. Only the members that hold the image, the caption and
+names are opaque keys, never paths. Only the members that hold the image, the captions and
 ``.json`` fields are read.
+
+How samples are counted (``count`` of the source; ``auto`` is ``index`` for local shards):
+
+- ``index``: every shard is indexed before the first sample is read. Rows are the usable samples.
+- ``sizes``: a ``sizes.json`` beside the shards says how many each holds, and a shard is indexed
+  when it is first read. Rows are all samples; one that is not usable, or not there, is an error
+  of its own.
+- ``estimate``: shards have as many rows as their bytes suggest, by the samples of the first one,
+  and are indexed when they are first read. In epoch e, row j of a shard with R rows and S usable
+  samples is sample (j + e·R) mod S: over the epochs, all of them are read equally often.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import threading
+import warnings
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +36,22 @@ from clipkit.data import files, reader
 from clipkit.data.index import (
     Advance,
     Arrays,
+    has_index_beside,
     indexed,
-    load_index,
+    open_index,
     pack_json,
     pack_texts,
     unpack_json,
     unpack_text,
 )
-from clipkit.data.reader import SampleError
+from clipkit.data.reader import TURN, Access, SampleError
 from clipkit.data.tar import list_tar
 from clipkit.errors import DataError
 from clipkit.types import Pair
 
 _KIND = "tar 2"
 _KEPT_ROWS = 4_000_000  # of shard indexes in memory, some 60 bytes each
+_CLASS = "cls"
 _NAME = re.compile(rb"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # key, extension
 
 
@@ -44,12 +59,19 @@ _NAME = re.compile(rb"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # key, extension
 _Places = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
+class _Wanted(NamedTuple):
+    """Where a caption may be: the first of these members that is there, or a JSON field."""
+
+    extensions: tuple[str, ...]
+    field: str | None = None
+
+
 @dataclass(slots=True)
 class _Shard:
-    """The usable samples of one shard."""
+    """The samples of one shard that have a row."""
 
     image: _Places
-    caption: _Places
+    captions: list[_Places]  # by what is wanted
     fields: _Places
     keys: tuple[NDArray[np.uint8], NDArray[np.int64]]
     names: NDArray[np.int64]  # (S,) the sample's number among all, usable or not
@@ -59,49 +81,72 @@ class TarReader:
     """Pairs of WebDataset tars; see ``Reader``.
 
     Args:
-        source: ``image`` and ``caption`` name the members' extensions; ``caption`` may be
-            ``json.FIELD``.
+        source: ``image`` and ``caption`` name the members' extensions; a caption may be
+            ``json.FIELD``, and there may be several, with commas.
         paths: the shards, in order.
         progress: show a bar while indexing.
+        estimate: totals may be estimates, where the source says nothing else.
 
     Raises:
         DataError: a shard is missing, or no sample is usable.
     """
 
-    def __init__(self, source: SourceConfig, paths: list[str], *, progress: bool) -> None:
+    def __init__(
+        self, source: SourceConfig, paths: list[str], *, progress: bool, estimate: bool = False
+    ) -> None:
         self.source = source
         self.dropped: dict[str, int] = {}
         self.damage: list[str] = []
         self.lost = 0
-        self._samples: list[int] = []  # a shard, usable or not
         self.shard_sizes: list[int] = []
         self._paths = paths
-        self._stats: list[files.FileStat] = []
+        self._stats: list[files.FileStat | None] = [None] * len(paths)  # of those that are indexed
         self._shards: OrderedDict[int, _Shard] = OrderedDict()
         self._kept_rows = 0
+        self._lock = threading.RLock()
         self._image = [source.image.lower()] if source.image else list(reader.IMAGE_EXTENSIONS)
-        self._caption, self._field = self._wanted_caption()
+        self._captions = self._wanted_captions()
+        self._class_names = reader.read_class_names(source)
+        told = self._read_sizes()
+        self._count = self._how_to_count(told, estimate)
+        remote = any(map(files.is_url, paths))
+        self.access = Access(
+            remote=remote,
+            estimated=self._count == "estimate",
+            whole_shards=self._count != "index" and not has_index_beside(paths[0]),
+        )
+        # Also where the others are indexed later, the first one shows what the captions are.
+        now = paths if self._count == "index" else paths[:1]
         seen: Counter[str] = Counter()
         dropped: Counter[str] = Counter()
-        loaded = indexed(paths, _index_tar, kind=_KIND, progress=progress)
+        loaded = indexed(now, _index_tar, kind=_KIND, progress=progress)
         for number, (path, stat, arrays) in enumerate(loaded):
-            self._stats.append(stat)
-            if not source.caption and not self._field:
-                self._look_for_json_captions(path, arrays)
+            self._stats[number] = stat
+            self._look_for_captions(path, arrays)
             seen.update(unpack_json(arrays["seen"]))
             shard = self._select(arrays, dropped)
             self._keep(number, shard)
             self.shard_sizes.append(len(shard.names))
-            self._note_damage(path, stat, arrays)
-        self._compare_with_sizes_json()
-        self.dropped = dict(dropped)
-        self._ends = np.cumsum(self.shard_sizes, dtype=np.int64)
-        if len(self) == 0:
-            raise DataError(self._nothing_usable(seen))
+            damage, lost = self._damage(path, stat, arrays, told[number])
+            self.damage += damage
+            self.lost += lost
         names = [path.replace("\\", "/").rsplit("/", 1)[-1] for path in paths]
-        sizes = [stat.size for stat in self._stats]
+        if self._count == "sizes":
+            self.shard_sizes = [samples or 0 for samples in told]
+            sizes = []
+        elif self._count == "estimate":
+            sizes = [stat.size for stat in files.stat_all(paths)]
+            samples_a_byte = self.shard_sizes[0] / sizes[0]
+            self.shard_sizes = [max(1, round(size * samples_a_byte)) for size in sizes]
+        else:
+            self.dropped = dict(dropped)
+            sizes = [stat.size for stat in self._stats if stat is not None]
+        self._ends = np.cumsum(self.shard_sizes, dtype=np.int64)
+        if len(self) == 0 or (len(self._shards) == 1 and not len(self._shard(0).names)):
+            raise DataError(self._nothing_usable(seen))
         self.fingerprint = files.digest(
-            source.image, source.caption, *names, *sizes, *self.shard_sizes
+            *(source.image, source.caption, *names, *sizes, *self.shard_sizes),
+            *([] if self._count == "index" else [self._count]),
         )
 
     def __len__(self) -> int:
@@ -110,10 +155,12 @@ class TarReader:
     def __getitem__(self, row: int) -> Pair:
         number, i, shard = self._find(row)
         path, key = self._paths[number], unpack_text(*shard.keys, int(shard.names[i]))
+        if shard.image[1][i] > reader.MAX_IMAGE_BYTES:
+            raise SampleError("image file too large")
         image = self._member(path, shard.image, i, reader.MAX_IMAGE_BYTES)
         raw = self._member(path, shard.fields, i, reader.MAX_CAPTION_BYTES)
         metadata = _parse_fields(raw)
-        captions = self._captions(path, shard, i, metadata)
+        captions = self._texts(path, shard, i, metadata)
         return Pair(
             key=key,
             image=image,
@@ -124,71 +171,113 @@ class TarReader:
         )
 
     def locate(self, row: int) -> str:
-        number, i, shard = self._find(row)
+        try:
+            number, i, shard = self._find(row)
+        except SampleError:
+            number, i = self._place(row)
+            return f"{self._paths[number]}, sample number {i}"
         return f"{self._paths[number]}, sample {unpack_text(*shard.keys, int(shard.names[i]))}"
 
     def captions(self) -> Iterator[str]:
-        for number in range(len(self._paths)):
+        of_fields = any(wanted.field for wanted in self._captions)
+        for number, path in enumerate(self._paths):
             shard = self._shard(number)
-            for i in range(len(shard.names)):
-                metadata = {}
-                if self._field:
-                    raw = self._member(self._paths[number], shard.fields, i, 2**20)
-                    metadata = _parse_fields(raw)
-                yield next(iter(self._captions(self._paths[number], shard, i, metadata)), "")
+            for i in range(self.shard_sizes[number]):
+                if i >= len(shard.names):
+                    yield ""
+                    continue
+                raw = self._member(path, shard.fields, i, 2**20) if of_fields else None
+                yield next(iter(self._texts(path, shard, i, _parse_fields(raw))), "")
 
     def image_names(self) -> None:
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": OrderedDict(), "_kept_rows": 0}
+        return {**self.__dict__, "_shards": OrderedDict(), "_kept_rows": 0, "_lock": None}
 
-    def _note_damage(self, path: str, stat: files.FileStat, arrays: Arrays) -> None:
-        samples = len(arrays["key_ends"])
-        self._samples.append(samples)
-        damage: list[str] = unpack_json(arrays["damage"])
-        self.damage += [f"{path}: {what}." for what in damage]
-        if damage:
-            lost = int(arrays["lost"])
-            bytes_a_sample = max(1.0, (stat.size - lost) / max(1, samples))
-            self.lost += max(len(damage), round(lost / bytes_a_sample))
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
 
-    def _compare_with_sizes_json(self) -> None:
-        """What a ``sizes.json`` beside the shards says of their samples, held against them."""
+    def _how_to_count(self, told: list[int | None], estimate: bool) -> str:
+        count = self.source.count
+        if count == "auto" and any(map(files.is_url, self._paths)):
+            count = "estimate" if None in told else "sizes"
+        if count == "sizes" and None in told:
+            path = self._paths[told.index(None)]
+            raise DataError(
+                f"{path}: there is no sizes.json beside it that says how many samples it holds; "
+                "set count of the source to index."
+            )
+        return "index" if count == "auto" or (count == "estimate" and not estimate) else count
+
+    def _read_sizes(self) -> list[int | None]:
+        """The samples of each shard, where a ``sizes.json`` beside it tells."""
         told: dict[str, dict[str, Any]] = {}
-        for path, samples in zip(self._paths, self._samples, strict=True):
+        sizes: list[int | None] = []
+        for path in self._paths:
             folder = files.parent(path)
             if folder not in told:
-                told[folder] = _read_sizes(files.join(folder, "sizes.json"))
-            name = path.replace("\\", "/").rsplit("/", 1)[-1]
-            expected = told[folder].get(name)
-            if isinstance(expected, dict):
-                expected = expected.get("samples")
-            if isinstance(expected, int) and expected > samples:
-                self.damage.append(f"{path}: holds {samples} samples; sizes.json says {expected}.")
-                self.lost += expected - samples
+                told[folder] = _read_json(files.join(folder, "sizes.json"))
+            size = told[folder].get(path.replace("\\", "/").rsplit("/", 1)[-1])
+            size = size.get("samples") if isinstance(size, dict) else size
+            sizes.append(size if isinstance(size, int) and size >= 0 else None)
+        return sizes
 
-    def _wanted_caption(self) -> tuple[list[str], str | None]:
-        """Extensions to look for, and the JSON field where it is one."""
-        wanted = self.source.caption
-        if wanted is None:
-            return list(reader.CAPTION_EXTENSIONS), None
-        if wanted.startswith("json."):
-            return ["json"], wanted.removeprefix("json.")
-        return [wanted.lower()], None
+    def _damage(
+        self, path: str, stat: files.FileStat, arrays: Arrays, told: int | None
+    ) -> tuple[list[str], int]:
+        """What is wrong with a shard, and how many samples that costs, at least."""
+        samples = len(arrays["key_ends"])
+        damage: list[str] = [f"{path}: {what}." for what in unpack_json(arrays["damage"])]
+        lost = 0
+        if damage:
+            lost_bytes = int(arrays["lost"])
+            bytes_a_sample = max(1.0, (stat.size - lost_bytes) / max(1, samples))
+            lost = max(len(damage), round(lost_bytes / bytes_a_sample))
+        if told is not None and told > samples:
+            damage.append(f"{path}: holds {samples} samples; sizes.json says {told}.")
+            lost += told - samples
+        return damage, lost
 
-    def _look_for_json_captions(self, path: str, arrays: Arrays) -> None:
-        """Where shards hold no text members, the usual fields of their ``.json`` are tried."""
+    def _wanted_captions(self) -> list[_Wanted]:
+        if self.source.caption is None:
+            return [_Wanted(reader.CAPTION_EXTENSIONS)]
+        if self.source.caption == reader.NONE:
+            return []
+        return [
+            _Wanted(("json",), name.removeprefix("json."))
+            if name.startswith("json.")
+            else _Wanted((name.lower(),))
+            for name in reader.split_names(self.source.caption)
+        ]
+
+    def _look_for_captions(self, path: str, arrays: Arrays) -> None:
+        """Where shards hold no text members and none are named, the usual fields of their
+        ``.json`` are tried, then ``.cls``. Class numbers without names are refused."""
         names: list[str] = unpack_json(arrays["extensions"])
-        if "json" not in names or any(name in names for name in reader.CAPTION_EXTENSIONS):
-            return
-        first = int(np.flatnonzero(arrays["extension"] == names.index("json"))[0])
-        offset, size = int(arrays["offset"][first]), int(arrays["size"][first])
-        record = _parse_fields(files.read(path, offset, min(size, reader.MAX_CAPTION_BYTES)))
-        for name in reader.CAPTION_COLUMNS:
-            if reader.caption_texts(reader.field_of(record, name), self.source):
-                self._caption, self._field = ["json"], name
-                return
+
+        def first_of(name: str) -> bytes:
+            first = int(np.flatnonzero(arrays["extension"] == names.index(name))[0])
+            offset, size = int(arrays["offset"][first]), int(arrays["size"][first])
+            return files.read(path, offset, min(size, reader.MAX_CAPTION_BYTES))
+
+        usual = self.source.caption is None and self._captions[0].extensions != ("json",)
+        if usual and not any(name in names for name in reader.CAPTION_EXTENSIONS):
+            record = _parse_fields(first_of("json")) if "json" in names else {}
+            for name in reader.CAPTION_COLUMNS:
+                if reader.caption_texts([reader.field_of(record, name)], self.source):
+                    self._captions = [_Wanted(("json",), name)]
+                    return
+            if _CLASS in names:
+                self._captions = [_Wanted((_CLASS,))]
+        of_class = any(_CLASS in wanted.extensions for wanted in self._captions)
+        if of_class and _CLASS in names and self._class_names is None:
+            content = first_of(_CLASS).strip()
+            if content.isdigit():
+                raise DataError(
+                    f"{path}: its .cls members hold numbers ({int(content)}, for one); set "
+                    "class_names of the source to a file with the name of a class in each line."
+                )
 
     def _select(self, arrays: Arrays, dropped: Counter[str]) -> _Shard:
         """Keeps the samples that have what is wanted, and counts the others."""
@@ -214,41 +303,65 @@ class TarReader:
                 dropped[reason] += count
             usable[bad] = False
 
-        image, caption, fields = place(self._image), place(self._caption), place(["json"])
-        if self.source.image != reader.NONE:
-            drop(image[0] < 0, "no image")
-            drop(image[1] > reader.MAX_IMAGE_BYTES, "image file too large")
-        if self.source.caption != reader.NONE:
-            drop(caption[0] < 0, "no caption")
+        image, fields = place(self._image), place(["json"])
+        captions = [place(list(wanted.extensions)) for wanted in self._captions]
+        if self._count == "sizes":
+            dropped = Counter()  # every sample has a row
+        else:
+            if self.source.image != reader.NONE:
+                drop(image[0] < 0, "no image")
+                drop(image[1] > reader.MAX_IMAGE_BYTES, "image file too large")
+            if captions:
+                drop(np.all([offset < 0 for offset, _, _ in captions], axis=0), "no caption")
         rows = np.flatnonzero(usable)
         return _Shard(
             image=_taken(image, rows),
-            caption=_taken(caption, rows),
+            captions=[_taken(caption, rows) for caption in captions],
             fields=_taken(fields, rows),
             keys=(arrays["keys"], arrays["key_ends"]),
             names=rows,
         )
 
-    def _find(self, row: int) -> tuple[int, int, _Shard]:
-        if not 0 <= row < len(self):
+    def _place(self, row: int) -> tuple[int, int]:
+        """The shard of a row, and which of its rows it is."""
+        if not 0 <= row % TURN < len(self):
             raise IndexError(row)
-        number = int(np.searchsorted(self._ends, row, side="right"))
-        return number, row - int(self._ends[number]) + self.shard_sizes[number], self._shard(number)
+        number = int(np.searchsorted(self._ends, row % TURN, side="right"))
+        return number, row % TURN - int(self._ends[number]) + self.shard_sizes[number]
+
+    def _find(self, row: int) -> tuple[int, int, _Shard]:
+        """The shard of a row, and which of its samples it is.
+
+        Raises:
+            SampleError: the shard has fewer than it should have.
+        """
+        number, i = self._place(row)
+        shard = self._shard(number)
+        samples = len(shard.names)
+        if self.access.estimated and samples:
+            i = (i + row // TURN * self.shard_sizes[number]) % samples
+        if i >= samples:
+            raise SampleError(reader.LOST)
+        return number, i, shard
 
     def _shard(self, number: int) -> _Shard:
-        if number in self._shards:
-            self._shards.move_to_end(number)
-            return self._shards[number]
-        path, stat = self._paths[number], self._stats[number]
-        arrays = load_index(path, stat, _KIND)
-        if arrays is None:  # it could not be kept, or the shard was replaced meanwhile
-            now = files.stat(path)
-            if now != stat:
+        with self._lock:
+            if number in self._shards:
+                self._shards.move_to_end(number)
+                return self._shards[number]
+            path, known = self._paths[number], self._stats[number]
+            stat = files.stat(path)
+            if known is not None and stat != known:
                 raise DataError(f"{path}: changed since it was indexed; start again.")
-            arrays = _index_tar(path, stat, lambda _: None)
-        shard = self._select(arrays, Counter())
-        self._keep(number, shard)
-        return shard
+            arrays = open_index(path, stat, _index_tar, kind=_KIND)
+            self._stats[number] = stat
+            if known is None:
+                told = self.shard_sizes[number] if self._count == "sizes" else None
+                for damage in self._damage(path, stat, arrays, told)[0]:
+                    warnings.warn(damage, stacklevel=2)
+            shard = self._select(arrays, Counter())
+            self._keep(number, shard)
+            return shard
 
     def _keep(self, number: int, shard: _Shard) -> None:
         self._shards[number] = shard
@@ -263,27 +376,45 @@ class TarReader:
         size = min(whole, limit)
         data = files.read(path, offset, size)
         if len(data) < size:
-            raise SampleError("shard cut short")
+            raise SampleError(reader.CUT)
         if size == whole and checksum >= 0 and zlib.crc32(data) != checksum:
-            raise SampleError("bytes changed since the shard was indexed")
+            raise SampleError(reader.CHANGED)
         return data
 
-    def _captions(self, path: str, shard: _Shard, i: int, fields: dict[str, Any]) -> list[str]:
-        if self._field:
-            return reader.caption_texts(reader.field_of(fields, self._field), self.source)
-        raw = self._member(path, shard.caption, i, reader.MAX_CAPTION_BYTES)
-        return reader.caption_texts(raw, self.source)
+    def _texts(self, path: str, shard: _Shard, i: int, fields: dict[str, Any]) -> list[str]:
+        values: list[Any] = []
+        for wanted, places in zip(self._captions, shard.captions, strict=True):
+            if wanted.field:
+                values.append(reader.field_of(fields, wanted.field))
+                continue
+            raw = self._member(path, places, i, reader.MAX_CAPTION_BYTES)
+            values.append(self._of_class(raw) if wanted.extensions == (_CLASS,) else raw)
+        return reader.caption_texts(values, self.source)
+
+    def _of_class(self, raw: bytes | None) -> list[str]:
+        """The captions that a ``.cls`` member stands for: it holds a class's number or name."""
+        name = (raw or b"").decode("utf-8-sig", "replace").strip()
+        if self._class_names is not None and name.isdigit():
+            number = int(name) if len(name) < 10 else -1
+            name = self._class_names[number] if 0 <= number < len(self._class_names) else ""
+        return reader.class_captions(name, self.source) if name.strip() else []
 
     def _nothing_usable(self, seen: Counter[str]) -> str:
         found = ", ".join(f".{name} ({count})" for name, count in seen.most_common(8))
         why = ", ".join(f"{count} with {reason}" for reason, count in self.dropped.items())
         damage = f" {self.damage[0]}" if self.damage else ""
+        captions = [name for wanted in self._captions for name in wanted.extensions] or ["none"]
         return (
             f"{self.source.path}: no usable sample in {len(self._paths)} shard(s)"
             f"{': ' + why if why else ''}. Members found: {found or 'none'}; looked for images in "
-            f".{', .'.join(self._image)} and captions in .{', .'.join(self._caption)}; "
+            f".{', .'.join(self._image)} and captions in .{', .'.join(captions)}; "
             f"set image and caption of the source.{damage}"
         )
+
+
+def write_index(path: Path) -> None:
+    """Indexes a shard that was just written, so that nobody has to read it for that."""
+    open_index(str(path), files.stat(str(path)), _index_tar, kind=_KIND)
 
 
 def _taken(places: _Places, rows: NDArray[np.intp]) -> _Places:
@@ -334,7 +465,7 @@ def _index_tar(path: str, stat: files.FileStat, advance: Advance) -> Arrays:
     }
 
 
-def _read_sizes(path: str) -> dict[str, Any]:
+def _read_json(path: str) -> dict[str, Any]:
     try:
         sizes = json.loads(files.read_all(path, 2**28))
     except (OSError, ValueError, DataError):

@@ -75,7 +75,11 @@ def run_check(args: argparse.Namespace) -> int:
     from clipkit.display.console import default_workers, plain_warnings, progress_bar, remark
 
     source = SourceConfig(
-        path=args.source, format=args.format, image=args.image, caption=args.caption
+        path=args.source,
+        format=args.format,
+        image=args.image,
+        caption=args.caption,
+        count="index",
     )
     with plain_warnings():
         reader = open_source(source)
@@ -121,7 +125,7 @@ def run_pack(args: argparse.Namespace) -> int:
     bars = []
     with plain_warnings(), ExitStack() as stack:
         packed = pack(
-            SourceConfig(path=args.source, image=args.image, caption=args.caption),
+            SourceConfig(path=args.source, image=args.image, caption=args.caption, count="index"),
             args.out,
             packing,
             workers=default_workers() if args.workers is None else args.workers,

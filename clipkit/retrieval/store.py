@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipkit.config.load import source_from_dict
 from clipkit.config.schema import SourceConfig
-from clipkit.errors import CheckpointError
+from clipkit.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from clipkit.encoder import Encoder
@@ -83,13 +84,11 @@ class EmbeddingStore:
         Raises:
             CheckpointError: the manifest does not say it in words we know.
         """
+        where = f"{self.folder / 'manifest.json'}, source"
         try:
-            source = SourceConfig(**self.manifest["source"])
-        except TypeError as error:
-            raise CheckpointError(f"{self.folder / 'manifest.json'}: source: {error}") from error
-        if not all(isinstance(value, str | None) for value in dataclasses.astuple(source)):
-            raise CheckpointError(f"{self.folder / 'manifest.json'}: source: not made of texts")
-        return source
+            return source_from_dict(self.manifest["source"], where=where)
+        except ConfigError as error:
+            raise CheckpointError(f"{where}: {error}") from error
 
     @cached_property
     def table(self) -> pa.Table:

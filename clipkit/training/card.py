@@ -9,13 +9,13 @@ from clipkit.config import Config, dump_config
 
 
 def model_card(
-    config: Config, num_samples: int, steps: int, results: Mapping[str, Mapping[str, float]]
+    config: Config, samples: str, steps: int, results: Mapping[str, Mapping[str, float]]
 ) -> str:
     """Markdown with a YAML head: what the model is, how it was made, how it does.
 
     Args:
         config: the resolved config of the run.
-        num_samples: of the training source.
+        samples: how many the training source has, in words.
         steps: optimizer steps taken.
         results: retrieval metrics by split.
     """
@@ -45,7 +45,7 @@ tags: [clip, clipkit]
 A contrastive image-text model (CLIP, https://arxiv.org/abs/2103.00020), trained with clipkit
 {__version__}.
 
-- Data: {data}, {num_samples:,} pairs; {seen:,} pairs seen in {steps:,} steps of
+- Data: {data}, {samples} pairs; {seen:,} pairs seen in {steps:,} steps of
   {config.train.batch_size}.
 - Images: {config.preprocess.image_size}×{config.preprocess.image_size} pixels; captions: up to
   {config.preprocess.context_length} tokens.

@@ -19,6 +19,8 @@ from clipkit._version import __version__
 from clipkit.atomic import write_json, write_text
 from clipkit.config import Config, dump_config
 from clipkit.data import MixtureReader, Reader, build_train_loader, hold_back, open_source
+from clipkit.data.reader import LOSSES, samples_text
+from clipkit.data.remote import use_cache
 from clipkit.encoder import Encoder
 from clipkit.errors import (
     CheckpointError,
@@ -82,11 +84,13 @@ def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
 def open_data(config: Config, *, progress: bool = True) -> tuple[Reader, dict[str, Reader]]:
     """The training source, and the splits to evaluate on by name."""
     reader: Reader
+    use_cache(config.data.cache_gb)
+    options = {"progress": progress, "estimate": not config.data.holdout}  # which is of the rows
     if mix := config.data.mix:
-        parts = {name: open_source(source, progress=progress) for name, source in mix.items()}
+        parts = {name: open_source(source, **options) for name, source in mix.items()}
         reader = MixtureReader(parts, [source.weight for source in mix.values()])
     else:
-        reader = open_source(config.data.train, progress=progress)
+        reader = open_source(config.data.train, **options)
     splits = {}
     if config.data.holdout:
         reader, splits["holdout"] = hold_back(reader, config.data.holdout)
@@ -317,7 +321,7 @@ def _train(
     results = evaluate(steps)
     result = folder / "model"
     if accelerator.is_main_process:
-        card = model_card(config, len(reader), steps, results)
+        card = model_card(config, samples_text(reader), steps, results)
         save_model(model, result, config.preprocess, tokenizer, card=card)
         write_report(folder)
         write_status(folder, "done", 0, step=steps, total_steps=steps, metrics=results)
@@ -399,7 +403,8 @@ def _count_skipped(batch: Batch, counts: Counter[str], config: Config) -> None:
     """Counts what a batch left out; too much of it ends the run.
 
     Raises:
-        DataError: more than ``data.max_skip_share`` of the samples cannot be used.
+        DataError: more than ``data.max_skip_share`` of the samples cannot be used, or more than
+            ``data.max_loss_share`` are lost to damage.
     """
     counts["sample"] += len(batch.keys)
     counts["truncated caption"] += batch.truncated
@@ -408,6 +413,14 @@ def _count_skipped(batch: Batch, counts: Counter[str], config: Config) -> None:
         counts[skip.reason] += 1
     reasons = {key: n for key, n in counts.items() if key not in _NOT_SKIPS}
     skipped, seen = sum(reasons.values()), counts["sample"]
+    lost = sum(counts[reason] for reason in LOSSES)
+    if lost > config.data.max_loss_share * max(seen, 10_000):
+        first = next(skip for skip in batch.skipped if skip.reason in LOSSES)
+        raise DataError(
+            f"{first.origin}: {first.reason}; {lost} of {seen} samples are lost to damage, more "
+            f"than data.max_loss_share={config.data.max_loss_share} allows. Copy the file anew, "
+            "or raise that share"
+        )
     # Below 200 samples a share says little.
     if skipped > config.data.max_skip_share * max(seen, 200) or skipped == seen:
         first = batch.skipped[0]
@@ -438,7 +451,7 @@ def _headline(
     if config.model.pretrained and not start:
         begin = f"from {config.model.pretrained}"
     return (
-        f"{len(reader):,} samples, {steps:,} steps of {config.train.batch_size}, {millions:.1f}M "
-        f"parameters, {accelerator.num_processes} × {accelerator.device.type} "
+        f"{samples_text(reader)} samples, {steps:,} steps of {config.train.batch_size}, "
+        f"{millions:.1f}M parameters, {accelerator.num_processes} × {accelerator.device.type} "
         f"{config.train.precision}, {begin}"
     )

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipkit.config import Config
 from clipkit.data import build_train_loader
+from clipkit.data.reader import samples_text, some_captions
 from clipkit.data.tokenize import load_tokenizer, train_tokenizer
 from clipkit.losses import contrastive_loss
 from clipkit.models import DualEncoder, build_model
@@ -31,7 +32,7 @@ def dry_run(config: Config) -> str:
     preprocess = config.preprocess
     if preprocess.tokenizer is None:
         tokenizer = train_tokenizer(
-            reader.captions(),
+            some_captions(reader),
             vocab_size=preprocess.vocab_size,
             context_length=preprocess.context_length,
         )
@@ -69,7 +70,7 @@ def dry_run(config: Config) -> str:
     longest = batch.input_ids.shape[1]
     epochs = steps * batch_size / len(reader)
     rows = [
-        ("samples", f"{len(reader):,} in {len(reader.shard_sizes):,} shards"),
+        ("samples", f"{samples_text(reader)} in {len(reader.shard_sizes):,} shards"),
         ("steps", f"{steps:,} of {batch_size:,} pairs, {epochs:.1f} epochs"),
         ("vocabulary", f"{len(tokenizer):,} tokens, captions up to {preprocess.context_length}"),
         ("parameters", f"{total / 1e6:.2f} M, {trained / 1e6:.2f} M of them trained"),

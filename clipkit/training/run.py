@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from clipkit.config import Config, PreprocessConfig, config_to_dict
 from clipkit.data import Reader
+from clipkit.data.reader import some_captions
 from clipkit.data.tokenize import load_tokenizer, train_tokenizer
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.models import load_preprocess
@@ -22,6 +23,7 @@ _FREE = (
     "output",
     "data.evaluate",
     "data.workers",
+    "data.cache_gb",
     "data.max_loss_share",
     "data.max_skip_share",
     "train.save_every",
@@ -68,7 +70,9 @@ def prepare_tokenizer(
     with accelerator.main_process_first():
         if not (own / "tokenizer.json").is_file():
             trained = train_tokenizer(
-                reader.captions(), vocab_size=config.preprocess.vocab_size, context_length=length
+                some_captions(reader),
+                vocab_size=config.preprocess.vocab_size,
+                context_length=length,
             )
             aside = folder / "tokenizer.tmp"
             trained.save_pretrained(aside)

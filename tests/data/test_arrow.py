@@ -138,3 +138,13 @@ def test_a_hub_dataset_that_cannot_be_reached_is_one_sentence(monkeypatch):
         open_path("hf://datasets/nobody/nothing")
     assert str(caught.value).startswith("hf://datasets/nobody/nothing: cannot be loaded (")
     assert "\n" not in str(caught.value)
+
+
+def test_several_columns_are_captions(tmp_path):
+    path = write_parquet(
+        tmp_path / "x.parquet", jpg=images(3), short=["a", None, " "], long=[["b", "c"], ["d"], []]
+    )
+    reader = open_path(path, caption="short,long")
+    assert [reader[i].caption for i in range(2)] == ["a", "d"]
+    assert [reader[i].others for i in range(2)] == [["b", "c"], []]
+    assert list(reader.captions())[:2] == ["a", "d"]

@@ -65,6 +65,8 @@ def test_what_goes_in_comes_out(
     command = ["data", "pack", source, str(out), "--format", format, "--shard-size", "5kB"]
     assert main([*command, "--workers", "0"]) == 0
     assert "12 samples in " in capsys.readouterr().out
+    indexes = len(list(out.glob("*.clipkit-index.npz")))
+    assert indexes == (len(list(out.glob("*.tar"))) if format == "webdataset" else 0)
     assert _pairs(out) == _pairs(source)
     sizes = json.loads((out / "sizes.json").read_text())
     assert sum(shard["samples"] for shard in sizes.values()) == 12

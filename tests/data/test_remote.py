@@ -1,75 +1,29 @@
-"""Shards and images behind a real HTTP server that fails now and then, or for good."""
+"""Sources behind HTTP: the same samples, read ahead, kept in a cache, asked for again."""
 
 from __future__ import annotations
 
 import json
-import threading
-from collections import Counter
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from sample_files import encoded, write_shards
+import torch
+from file_server import Server
+from sample_files import encoded, pair_members, write_shards, write_tar
 
-from clipkit.config.schema import SourceConfig
-from clipkit.data import SampleError, files, open_source
+from clipkit.config.schema import DataConfig, PreprocessConfig, SourceConfig
+from clipkit.data import SampleError, build_train_loader, open_source, remote
+from clipkit.data.tokenize import train_tokenizer
 from clipkit.errors import DataError
-
-
-class Server:
-    """Serves a folder, with ranges; ``failures`` answers in a row are ``status`` first."""
-
-    def __init__(self, folder: Path) -> None:
-        outer = self
-        self.failures, self.status, self.asked = 0, 503, Counter[str]()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:
-                self.do_GET(body=False)
-
-            def do_GET(self, body: bool = True) -> None:
-                outer.asked[self.path] += 1
-                if outer.failures > 0:
-                    outer.failures -= 1
-                    self.send_error(outer.status)
-                    return
-                path = folder / self.path.lstrip("/")
-                if not path.is_file():
-                    self.send_error(404)
-                    return
-                data = path.read_bytes()
-                first, last = 0, len(data) - 1
-                if asked := self.headers.get("Range"):
-                    begin, _, end = asked.removeprefix("bytes=").partition("-")
-                    first, last = int(begin), min(last, int(end)) if end else last
-                    self.send_response(206)
-                    self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
-                else:
-                    self.send_response(200)
-                self.send_header("Content-Length", str(last + 1 - first))
-                self.send_header("Accept-Ranges", "bytes")
-                self.end_headers()
-                if body:
-                    self.wfile.write(data[first : last + 1])
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(files, "RETRY_WAITS", [0.01, 0.01, 0.01])
+    monkeypatch.setattr(remote, "RETRY_WAITS", [0.01, 0.01, 0.01])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    remote.use_cache(0)
     running = Server(tmp_path)
     yield running
     running.close()
@@ -120,3 +74,199 @@ def test_a_dead_link_costs_its_sample_alone(tmp_path: Path, server: Server) -> N
     server.failures, server.status = 2, 403
     with pytest.raises(SampleError, match=r"(missing|unreadable) image file"):
         reader[0]
+
+
+def train_hashes(path: str, workers: int, cache_gb: float = 1.0, **options: str) -> list[object]:
+    """What each step of a small loader holds."""
+    reader = open_source(SourceConfig(path=path, **options), progress=False, estimate=True)  # type: ignore[arg-type]
+    config = DataConfig(workers=workers, shuffle_chunk=4, shuffle_window=16, cache_gb=cache_gb)
+    tokenizer = train_tokenizer(["caption number 1"] * 9, vocab_size=520, context_length=16)
+    preprocess = PreprocessConfig(image_size=24, context_length=16)
+    loader = build_train_loader(
+        reader, config, preprocess, tokenizer, seed=5, batch_size=16, start_step=0, steps=6
+    )
+    return [
+        (
+            batch.keys,
+            batch.valid.tolist(),
+            batch.pixel_values.sum().item(),
+            batch.input_ids.tolist(),
+        )
+        for batch in loader
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_read_ahead_and_cache_change_no_sample(
+    tmp_path: Path, server: Server, workers: int, cache_gb: float
+) -> None:
+    local = write_shards(tmp_path, [20, 13, 7])
+    shards = f"{server.url}/train-{{000..002}}.tar"
+    far = train_hashes(shards, workers, cache_gb, count="index")
+    assert far == train_hashes(local, 0, 0.0)
+
+
+def test_reading_ahead_hides_the_delays_of_a_network(tmp_path: Path, server: Server) -> None:
+    write_shards(tmp_path, [64])
+    shard = f"{server.url}/train-000.tar"
+    reader = open_source(SourceConfig(path=shard, count="index"), progress=False)
+    server.delay = 0.05
+    remote.use_cache(0)
+    begin = time.perf_counter()
+    one_by_one = [reader[row].image for row in range(8)]
+    alone = (time.perf_counter() - begin) / 8
+    assert all(one_by_one)
+    begin = time.perf_counter()
+    assert len(train_hashes(shard, 0, 0.0, count="index")) == 6
+    together = (time.perf_counter() - begin) / (6 * 16)
+    assert together < alone / 3
+
+
+def test_each_block_is_fetched_once_by_all_workers(tmp_path: Path, server: Server) -> None:
+    write_shards(tmp_path, [20, 13, 7])
+    size = sum((tmp_path / f"train-{n:03d}.tar").stat().st_size for n in range(3))
+    shards = f"{server.url}/train-{{000..002}}.tar"
+    remote.use_cache(1.0)
+    open_source(SourceConfig(path=shards, count="index"), progress=False)  # reads all of it
+    assert sum(server.sent[f"/train-{n:03d}.tar"] for n in range(3)) == size
+    train_hashes(shards, 2, count="index")
+    train_hashes(shards, 0, count="index")
+    assert sum(server.sent[f"/train-{n:03d}.tar"] for n in range(3)) == size
+
+
+def test_the_cache_keeps_to_its_limit_and_what_was_used_last(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BLOCK", 1000)
+    (tmp_path / "big").write_bytes(bytes(range(250)) * 400)  # 100,000 bytes
+    whole = (tmp_path / "big").read_bytes()
+    remote.use_cache(32_000 / 1e9)
+    url = f"{server.url}/big"
+    remote.read(url, 0, 1000)
+    for begin in range(0, 100_000, 1000):
+        assert remote.read(url, begin + 7, 1986) == whole[begin + 7 : begin + 1993]
+        assert remote.read(url, 0, 10) == whole[:10]  # used all the time
+    kept = [f for f in (tmp_path / "cache/clipkit/blocks").rglob("*-*") if f.is_file()]
+    assert 20_000 <= sum(f.stat().st_size for f in kept) <= 34_000
+    before = server.sent["/big"]
+    remote.read(url, 0, 10)
+    assert server.sent["/big"] == before
+
+
+def test_a_file_that_was_replaced_is_read_anew(tmp_path: Path, server: Server) -> None:
+    write_shards(tmp_path, [4])
+    shard = SourceConfig(path=f"{server.url}/train-000.tar", count="index")
+    remote.use_cache(1.0)
+    assert open_source(shard, progress=False)[0].caption == "caption number 0"
+    write_tar(tmp_path / "train-000.tar", pair_members(5, 30))
+    assert open_source(shard, progress=False)[0].caption == "caption number 30"
+
+
+def test_a_full_cache_disk_is_said_once_and_costs_nothing(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path, [4])
+    (tmp_path / "cache" / "clipkit").mkdir(parents=True)
+    (tmp_path / "cache" / "clipkit" / "blocks").write_text("no folder")
+    remote.use_cache(1.0)
+    shard = f"{server.url}/train-000.tar"
+    with pytest.warns(
+        UserWarning, match=r"remote data are no longer cached .*data\.cache_gb"
+    ) as said:
+        last = open_source(SourceConfig(path=shard, count="index"), progress=False)[3]
+    assert last.caption == "caption number 3"
+    assert len(said) == 1
+
+
+def sizes_json(folder: Path, sizes: list[int]) -> None:
+    told = {f"train-{n:03d}.tar": size for n, size in enumerate(sizes)}
+    (folder / "sizes.json").write_text(json.dumps(told))
+
+
+def test_with_sizes_a_shard_is_read_when_it_is_needed(tmp_path: Path, server: Server) -> None:
+    local = open_source(SourceConfig(path=write_shards(tmp_path, [4, 3, 5])), progress=False)
+    for index in tmp_path.glob("*.npz"):
+        index.unlink()
+    sizes_json(tmp_path, [4, 3, 5])
+    remote.use_cache(1.0)
+    reader = open_source(SourceConfig(path=f"{server.url}/train-{{000..002}}.tar"), progress=False)
+    assert (reader.shard_sizes, reader.access.estimated) == ([4, 3, 5], False)
+    assert server.sent["/train-001.tar"] == server.sent["/train-002.tar"] == 0
+    assert reader[5].image == local[5].image
+    assert server.sent["/train-001.tar"] == (tmp_path / "train-001.tar").stat().st_size
+    assert server.sent["/train-002.tar"] == 0
+    assert list(reader.captions()) == list(local.captions())
+
+
+def test_what_sizes_json_promises_and_a_shard_lacks_is_an_error_of_its_own(tmp_path: Path) -> None:
+    path = write_shards(tmp_path, [4, 3])
+    sizes_json(tmp_path, [4, 5])
+    reader = open_source(SourceConfig(path=path, count="sizes"), progress=False)
+    assert len(reader) == 9
+    with pytest.warns(UserWarning, match="holds 3 samples; sizes.json says 5"):
+        assert reader[6].caption == "caption number 6"
+    with pytest.raises(SampleError, match="lost to a damaged shard"):
+        reader[7]
+    assert reader.locate(7) == f"{tmp_path / 'train-001.tar'}, sample number 3"
+    (tmp_path / "sizes.json").unlink()
+    with pytest.raises(DataError, match=r"train-000.tar: there is no sizes.json .* index"):
+        open_source(SourceConfig(path=path, count="sizes"), progress=False)
+
+
+def test_estimates_read_every_sample_equally_often(tmp_path: Path) -> None:
+    # The second shard has more samples than its bytes suggest, and the third has fewer.
+    small = [
+        (f"s{i:03d}.{e}", d) for i in range(40) for e, d in (("jpg", b"x" * 400), ("txt", b"t"))
+    ]
+    large = [
+        (f"l{i:03d}.{e}", d) for i in range(6) for e, d in (("jpg", b"x" * 9000), ("txt", b"t"))
+    ]
+    middle = [
+        (f"m{i:03d}.{e}", d) for i in range(20) for e, d in (("jpg", b"x" * 3000), ("txt", b"t"))
+    ]
+    for name, members in (("a", middle), ("b", small), ("c", large)):
+        write_tar(tmp_path / f"{name}.tar", members)
+    config = DataConfig(shuffle_window=16)
+    reader = open_source(
+        SourceConfig(path=str(tmp_path / "*.tar"), count="estimate"), progress=False, estimate=True
+    )
+    first, second, third = reader.shard_sizes
+    assert first == 20
+    assert 6 < third < 20 < 40
+    assert second < 40
+    from clipkit.data.loader import build_order
+
+    order = build_order(reader, config, seed=3)
+    epochs = 12
+    rows = order.rows(torch.arange(epochs * len(reader)).numpy())
+    keys = [reader[int(row)].key for row in rows]
+    assert len(set(keys)) == 66  # nothing is left out
+    for letter, samples, slots in (("m", 20, first), ("s", 40, second), ("l", 6, third)):
+        counts = [keys.count(key) for key in sorted(set(keys)) if key.startswith(letter)]
+        assert len(counts) == samples
+        assert {epochs * slots // samples, -(-epochs * slots // samples)} >= set(counts)
+
+
+def test_remote_totals_are_estimates_where_nothing_tells_them(
+    tmp_path: Path, server: Server
+) -> None:
+    write_shards(tmp_path, [40, 40, 40])
+    remote.use_cache(1.0)
+    source = SourceConfig(path=f"{server.url}/train-{{000..002}}.tar")
+    reader = open_source(source, progress=False, estimate=True)
+    assert reader.access.estimated
+    assert len(reader) == pytest.approx(120, rel=0.1)
+    assert server.sent["/train-002.tar"] == 0
+    counted = open_source(source, progress=False)
+    assert (len(counted), counted.access.estimated) == (120, False)
+
+
+def test_an_index_beside_a_remote_shard_is_used(tmp_path: Path, server: Server) -> None:
+    local = open_source(SourceConfig(path=write_shards(tmp_path, [4, 3])), progress=False)
+    assert len(list(tmp_path.glob("*.clipkit-index.npz"))) == 2
+    sizes_json(tmp_path, [4, 3])
+    reader = open_source(SourceConfig(path=f"{server.url}/train-{{000..001}}.tar"), progress=False)
+    assert not reader.access.whole_shards
+    assert reader[6].image == local[6].image
+    assert server.sent["/train-001.tar"] < (tmp_path / "train-001.tar").stat().st_size / 2

@@ -115,6 +115,19 @@ def test_class_folders_give_captions(tmp_path):
     ]
 
 
+def test_class_names_and_templates_are_the_config_s(tmp_path):
+    write_images(tmp_path, "pictures/n01/1.jpg", "pictures/n02/1.jpg")
+    names = tmp_path / "names.txt"
+    names.write_text("cat\ndog\n")
+    options = {"class_names": str(names), "templates": ["a {}.", "my {}."]}
+    reader = open_path(tmp_path / "pictures", **options)
+    assert list(reader.captions()) == ["a cat.", "a dog."]
+    assert reader[1].others == ["my dog."]
+    names.write_text("cat\n")
+    with pytest.raises(DataError, match=r"names\.txt: names 1 classes, and .* 2 folders"):
+        open_path(tmp_path / "pictures", **options)
+
+
 def test_plain_images_need_captions_only_where_they_are_wanted(tmp_path):
     write_images(tmp_path, "a.jpg", "b.jpg")
     with pytest.raises(DataError, match=r"2 images and no captions; looked for NAME\.txt"):

@@ -259,3 +259,14 @@ def test_a_pipe_in_place_of_an_image_does_not_hang(tmp_path: Path) -> None:
     reader = open_source(SourceConfig(path=str(table)))
     with pytest.raises(SampleError, match="unreadable image file"):
         reader[0]
+
+
+def test_several_columns_are_captions(folder):
+    rows = 'image,title,"a, b",text\npictures/a.jpg,red,comma,long red\npictures/b.jpg,,,blue\n'
+    reader = open_table(folder, "t.csv", rows, caption="title,text")
+    assert (reader[0].caption, reader[0].others) == ("red", ["long red"])
+    assert (reader[1].caption, reader[1].others) == ("blue", [])
+    assert "text" not in reader[0].metadata
+    assert open_table(folder, "t.csv", rows, caption="a, b")[0].caption == "comma"
+    with pytest.raises(DataError, match="no column 'titel'"):
+        open_table(folder, "t.csv", rows, caption="text,titel")

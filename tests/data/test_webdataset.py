@@ -18,7 +18,7 @@ from clipkit.data.index import SUFFIX
 from clipkit.errors import DataError
 
 
-def open_tar(path: object, **options: str):
+def open_tar(path: object, **options):
     return open_source(SourceConfig(path=str(path), **options), progress=False)
 
 
@@ -254,13 +254,13 @@ def test_the_fingerprint_follows_the_data_and_not_the_place(tmp_path):
 
 
 def test_a_set_with_nothing_usable_says_what_was_found(tmp_path):
-    path = write_tar(tmp_path / "x.tar", [("a.jpg", encoded()), ("a.cls", b"3")])
+    path = write_tar(tmp_path / "x.tar", [("a.jpg", encoded()), ("a.npy", b"3")])
     with pytest.raises(DataError) as caught:
         open_tar(path)
     message = str(caught.value)
     assert "\n" not in message
     assert "1 with no caption" in message
-    assert ".jpg (1), .cls (1)" in message
+    assert ".jpg (1), .npy (1)" in message
     assert ".txt, .caption, .text" in message
     empty = tmp_path / "empty.tar"
     empty.write_bytes(b"")
@@ -326,3 +326,38 @@ def test_the_share_that_is_lost_to_garbage_is_estimated(tmp_path):
     assert 28 <= len(reader) <= 30
     assert 8 <= reader.lost <= 12
     assert "the next member is at byte" in reader.damage[0]
+
+
+def test_several_captions_come_from_several_members(tmp_path):
+    members = [
+        *(("a.jpg", encoded()), ("a.txt", b"first"), ("a.json", b'{"alt": ["second", "third"]}')),
+        *(("b.jpg", encoded()), ("b.json", b'{"alt": "only"}')),
+        ("c.jpg", encoded()),
+    ]
+    path = write_tar(tmp_path / "x.tar", members)
+    reader = open_tar(path, caption="txt, json.alt")
+    assert (reader[0].caption, reader[0].others) == ("first", ["second", "third"])
+    assert (reader[1].caption, reader[1].others) == ("only", [])
+    assert reader.dropped == {"no caption": 1}
+    joined = open_tar(path, caption="txt,json.alt", captions="join")
+    assert list(joined.captions()) == ["first, second, third", "only"]
+
+
+def test_class_members_become_captions(tmp_path):
+    members = [
+        (f"{key}.{extension}", data)
+        for key, name in (("a", b"1\n"), ("b", b"0"), ("c", b"7"))
+        for extension, data in (("jpg", encoded()), ("cls", name))
+    ]
+    path = write_tar(tmp_path / "x.tar", members)
+    with pytest.raises(DataError, match=r"x\.tar: its \.cls members hold numbers .*class_names"):
+        open_tar(path)
+    names = tmp_path / "names.txt"
+    names.write_text("tabby cat\nguide_dog\n")
+    reader = open_tar(path, class_names=str(names), templates=["a {}", "one {}."])
+    assert (reader[0].caption, reader[0].others) == ("a guide dog", ["one guide dog."])
+    assert list(reader.captions()) == ["a guide dog", "a tabby cat", ""]
+    bare = write_tar(tmp_path / "y.tar", [("a.jpg", encoded()), ("a.cls", b"guide_dog\n")])
+    assert open_tar(bare)[0].caption == "a photo of a guide dog"
+    with pytest.raises(DataError, match=r"none\.txt: class_names cannot be read"):
+        open_tar(path, class_names=str(tmp_path / "none.txt"))

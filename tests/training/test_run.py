@@ -469,7 +469,7 @@ def test_a_mixture_is_trained_on_and_its_shares_are_told(clipkit: Run, tmp_path:
         "second": {
             "path": str(data / "held-out-*.tar"),
             "weight": 1,
-            "filter": {"max_caption": 12},
+            "filter": {"max_caption": 30},
         },
     }
     config.write_text(yaml.safe_dump(tree))
