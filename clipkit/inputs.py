@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clipkit.config.schema import DataConfig
 from clipkit.data import ImageError, decode_image, to_rgb
+from clipkit.data.reader import MAX_IMAGE_BYTES
 from clipkit.data.tokenize import clean_caption
 from clipkit.errors import ClipkitError, DataError
 
@@ -109,7 +110,8 @@ def _read_file(path: Path) -> bytes:
         hint = "; URLs are not fetched" if "://" in str(path) or ":/" in str(path) else ""
         raise DataError(f"{path}: no such file{hint}")
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(MAX_IMAGE_BYTES + 1)  # more than may be is refused as any bytes are
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -1,12 +1,14 @@
 """Image bytes → RGB pixels, by one policy for training, evaluation and serving.
 
-A hostile or broken file costs at most the pixel cap: its header is checked before anything
-is decoded, only the formats below are ever tried (Pillow would start Ghostscript for EPS),
-and whatever Pillow raises becomes an ``ImageError`` with a reason to count by.
+A hostile or broken file costs at most the pixel cap, 22 bytes for each of its pixels: its
+header is checked before anything is decoded, only the formats below are ever tried (Pillow would
+start Ghostscript for EPS), and whatever Pillow raises becomes an ``ImageError`` with a reason to
+count by.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from io import BytesIO
@@ -14,12 +16,20 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from clipkit.data.jpeg import decode_jpeg
-from clipkit.data.reader import SampleError
+from clipkit.data.reader import MAX_IMAGE_BYTES, SampleError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # of a TIFF
+# A scan of some ten bytes takes as long as all of the pixels do, and a file has room for
+# millions of them. What cameras and mozjpeg write has about ten; libtiff draws this same line.
+_MAX_SCANS = 100
+_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # but those that stand inside of data
+_BAND = 2**22  # pixels that are converted at once, where that takes more than the result does
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -113,15 +123,41 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Its header read and found harmless; no pixel decoded."""
     if not data:
         raise ImageError("empty file")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ImageError("image file too large")
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise ImageError("too many pixels") from None
     except Exception as error:  # Pillow raises almost anything on hostile bytes
         raise ImageError(_reason_not_opened(data)) from error
-    if image.width * image.height > max_pixels:
+    if image.width * image.height > max_pixels or _tile_pixels(image) > max_pixels:
         raise ImageError("too many pixels")
+    if data.count(_SCAN) > _MAX_SCANS and _has_too_many_scans(data):
+        raise ImageError("too many scans")
     return image
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Pixels of one tile of a TIFF, which is decoded whole, however small the image is."""
+    if not isinstance(image, TiffImageFile):
+        return 0
+    width, length = (image.tag_v2.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_LENGTH))
+    return width * length if isinstance(width, int) and isinstance(length, int) else 0
+
+
+def _has_too_many_scans(data: bytes) -> bool:
+    """Of a JPEG; what follows its end, such as a phone's video, does not count."""
+    at = scans = 0
+    while data.startswith(_MAGIC[0]) and (marker := _MARKER.search(data, at)):
+        at = marker.end()
+        if marker[0] == b"\xff\xd9":
+            break
+        scans += marker[0] == _SCAN
+        if scans > _MAX_SCANS:
+            return True
+        at += int.from_bytes(data[at : at + 2], "big")
+    return False
 
 
 def _load(image: Image.Image, at_least: int | None) -> Image.Image:
@@ -137,27 +173,47 @@ def _load(image: Image.Image, at_least: int | None) -> Image.Image:
 def _convert(image: Image.Image) -> Image.Image:
     mode = image.mode
     if mode.startswith("I"):
-        image = _scale_16_bit(image)
+        image = _by_bands(image, _scale_16_bit)
     elif mode == "F":
         raise ImageError("floating-point pixels")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        if image.mode in ("1", "La"):
-            image = image.convert("LA" if image.mode == "La" else "L")
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _by_bands(image, _on_white)
     if image.mode != "RGB":
         return image.convert("RGB")
     # A plain image, so that nothing of the file stays open or is transformed twice.
     return image.copy() if type(image) is not Image.Image else image
 
 
+def _by_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """``convert`` of an image, some rows at a time: it may take a multiple of the result."""
+    width, height = image.size
+    rows = max(1, _BAND // max(1, width))
+    if height <= rows:
+        return convert(image)
+    whole = convert(image.crop((0, 0, width, rows))).crop((0, 0, width, height))
+    for top in range(rows, height, rows):
+        whole.paste(convert(image.crop((0, top, width, min(height, top + rows)))), (0, top))
+    return whole
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode in ("1", "La"):
+        image = image.convert("LA" if image.mode == "La" else "L")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
 def _scale_16_bit(image: Image.Image) -> Image.Image:
     # Pillow clips at 255 instead, which turns a 16-bit photograph white.
-    pixels = np.asarray(image).astype(np.int64)
+    pixels = np.asarray(image)
     if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
         raise ImageError("32-bit pixels")
-    return Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
+    scaled = Image.fromarray(((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        scaled.putalpha(Image.fromarray(np.where(pixels == transparent, 0, 255).astype(np.uint8)))
+    return scaled
 
 
 def _orientation(image: Image.Image) -> int | None:
