@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except ClipkitError as error:
-        return _fail(str(error), error.exit_code)
+        return error.exit_code if error.said else _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         hint = ""
         if args.command == "train":

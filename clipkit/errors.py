@@ -9,9 +9,15 @@ from __future__ import annotations
 
 
 class ClipkitError(ValueError):
-    """Base of all errors meant for a user; a ``ValueError``, as for any bad input."""
+    """Base of all errors meant for a user; a ``ValueError``, as for any bad input.
+
+    Attributes:
+        exit_code: of the command.
+        said: another process of the same run tells the user.
+    """
 
     exit_code = 2
+    said = False
 
 
 class ConfigError(ClipkitError):

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from clipkit._version import __version__
 from clipkit.atomic import write_json, write_text
@@ -51,6 +51,7 @@ from clipkit.training.tracking import Clock, RunLog, check_trackers, write_statu
 from clipkit.types import Batch
 
 MAX_NONFINITE_STEPS = 10  # in a row
+T = TypeVar("T")
 # Counted beside the skips.
 _NOT_SKIPS = ("truncated caption", "replaced text", "non-finite step", "sample")
 
@@ -100,6 +101,26 @@ def open_data(config: Config, *, progress: bool = True) -> tuple[Reader, dict[st
     return reader, {n: r for n, r in splits.items() if wanted is None or n in wanted}
 
 
+def _main_first(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """What ``action`` returns, in the main process first. A user's mistake that it finds there
+    ends all ranks alike, and is said once.
+
+    Raises:
+        ClipkitError: what ``action`` raised in the main process.
+    """
+    told: list[ClipkitError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            result = action()
+        except ClipkitError as error:
+            told = [error]
+    broadcast_object_list(told)
+    if told[0] is not None:
+        told[0].said = not accelerator.is_main_process
+        raise told[0]
+    return result if accelerator.is_main_process else action()
+
+
 def total_steps(config: Config, num_samples: int) -> int:
     """Optimizer steps of a run over ``num_samples`` samples an epoch."""
     if config.train.steps is not None:
@@ -128,8 +149,9 @@ def _train(
         )
 
     config = resolve_preprocess(config)
-    with accelerator.main_process_first():  # the others find the index made
-        reader, eval_readers = open_data(config, progress=accelerator.is_main_process)
+    reader, eval_readers = _main_first(  # the others find the index made
+        accelerator, lambda: open_data(config, progress=accelerator.is_main_process)
+    )
     _check_loss(reader, config.data.max_loss_share)
     if batch_size > len(reader):
         raise ConfigError(
@@ -138,9 +160,7 @@ def _train(
             f"{2 ** int(math.log2(len(reader)))} or less"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    if accelerator.is_main_process:
-        changed = check_unchanged(config, folder, allow_change)
-    accelerator.wait_for_everyone()
+    changed = _main_first(accelerator, lambda: check_unchanged(config, folder, allow_change))
     tokenizer = prepare_tokenizer(config, reader, folder, accelerator)
     steps = total_steps(config, len(reader))
 

@@ -196,6 +196,15 @@ def test_two_ranks_equal_one_process(clipkit: Run, tmp_path: Path, launcher: str
 
 
 @pytest.mark.slow
+def test_a_mistake_that_two_ranks_meet_is_said_once(clipkit: Run, tmp_path: Path) -> None:
+    config = write_config(tmp_path, data__train="no/such/folder")
+    result = clipkit("train", config, ranks=2)
+    assert result.stderr.count("no/such/folder: no such file or folder") == 1
+    assert "rank 1" not in result.stderr.split("torch.distributed")[0]
+    assert "clipkit/training" not in result.stderr  # no traceback of ours; torchrun has its own
+
+
+@pytest.mark.slow
 def test_ranks_may_change_in_the_middle_of_a_run(clipkit: Run, tmp_path: Path) -> None:
     plain = {"model__vision__dropout": 0.0, "model__text__dropout": 0.0}
     one = clipkit("train", write_config(tmp_path / "one", **plain))
