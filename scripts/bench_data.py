@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 BATCH, SIZE, SHARDS = 256, 224, 8
@@ -53,6 +55,7 @@ def main() -> None:
         way, folder = args.one
         print(f"{RUN[way](Path(folder), args.workers, args.batches):.1f}")
         return
+    print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores of {cpu_name()}, {versions()}")
     with tempfile.TemporaryDirectory() as temporary:
         for name in [args.only] if args.only else SETS:
             samples = args.samples or SETS[name]
@@ -60,6 +63,19 @@ def main() -> None:
             if not (folder / "done").exists():
                 pack(args.source, folder, samples, enlarge=name == "2000 px")
             measure(name, samples, folder, args)
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def versions() -> str:
+    names = ("torch", "torchvision", "pillow", "simplejpeg")
+    return ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 
 def measure(name: str, samples: int, folder: Path, args: argparse.Namespace) -> None:
@@ -89,6 +105,8 @@ def measure(name: str, samples: int, folder: Path, args: argparse.Namespace) -> 
     for way in ("clipkit", "clipkit-pillow"):
         parts = " | ".join(f"{part:.2f}" for part in time_parts(folder, way))
         print(f"| {WAYS[way]} | {parts} |")
+    firsts = sorted(time_first_batch(folder, args.workers) for _ in range(3))
+    print(f"\nFrom opening the source, its index kept, to the first batch: {firsts[1]:.1f} s")
     if "open_clip" in medians:
         fast, pillow = (medians[way] / base for way in ("clipkit", "clipkit-pillow"))
         print(f"\n{name}: clipkit is {fast:.2f} × open_clip, {pillow:.2f} × with Pillow alone")
@@ -286,6 +304,22 @@ def time_parts(folder: Path, way: str, count: int = BATCH) -> list[float]:
         parts.append([clock[1] - clock[0], decode, transform, collate, transport])
     jpeg.simplejpeg = installed
     return [statistics.median(values) * 1000 / count for values in zip(*parts, strict=True)]
+
+
+def time_first_batch(folder: Path, workers: int) -> float:
+    """Seconds, without the start of the process and its imports."""
+    from clipkit.data import build_train_loader
+
+    begin = time.perf_counter()
+    reader, config, preprocess, tokenizer = clipkit_parts(folder, pillow=False)
+    config.workers = workers
+    loader = build_train_loader(
+        reader, config, preprocess, tokenizer, seed=0, batch_size=BATCH, start_step=0, steps=8
+    )
+    next(iter(loader))
+    taken = time.perf_counter() - begin
+    loader.close()
+    return taken
 
 
 RUN = {
