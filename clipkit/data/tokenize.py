@@ -52,7 +52,9 @@ def clean_caption(text: str | None) -> str | None:
     text = text[:1_000_000]  # a bound on the work, far above what is kept
     if _SURROGATES.search(text):
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    text = unicodedata.normalize("NFC", " ".join(text.translate(_INVISIBLE).split()))
+    text = " ".join(text.translate(_INVISIBLE).split())
+    # Cut before as well: to order the accents of a letter takes the square of their number.
+    text = unicodedata.normalize("NFC", text[:MAX_CHARACTERS])
     return text[:MAX_CHARACTERS].rstrip() or None
 
 
