@@ -56,7 +56,8 @@ def run_eval(args: argparse.Namespace) -> int:
     from clipkit.evaluation.report import metric_rows, write_report
     from clipkit.evaluation.retrieval import embed_retrieval_set, summarise
 
-    reader = open_source(SourceConfig(path=args.source, caption=args.caption))
+    # A list, of keywords for one, is one question.
+    reader = open_source(SourceConfig(path=args.source, caption=args.caption, captions="join"))
     galleries = [open_source(SourceConfig(path=path, caption="none")) for path in args.gallery]
     encoder = load(args.model)
     with plain_warnings():

@@ -67,7 +67,9 @@ def test_a_gallery_adds_images_and_counts_those_known_once(
 
 def test_other_fields_can_be_the_captions(tiny_encoder: Encoder, tmp_path: Path) -> None:
     path = noise_shard(tmp_path / "a.tar", 3)
-    collected = embed_retrieval_set(tiny_encoder, _open(path, caption="json.words"))
+    collected = embed_retrieval_set(
+        tiny_encoder, _open(path, caption="json.words", captions="join")
+    )
     assert collected is not None
     assert collected.captions[1] == "green, number, 1"
 
