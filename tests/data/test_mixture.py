@@ -4,49 +4,47 @@ from __future__ import annotations
 
 import json
 import pickle
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import order_reference
 import pytest
 from sample_files import pair_members, write_tar
 
 from clipkit.config import load_config
 from clipkit.config.schema import SourceConfig
-from clipkit.data import MixtureReader, Order, Reader, hold_back, open_source
-from clipkit.data.mixture_order import BLOCK, MixtureOrder
-from clipkit.data.rng import Purpose, permutation, raw_bits
+from clipkit.data import MixtureReader, Reader, hold_back, open_source
+from clipkit.data.mixture_order import BLOCK, MixtureOrder, positions_a_block
 from clipkit.errors import ConfigError
 
 OPTIONS: dict[str, Any] = {"seed": 5, "lanes": 3, "chunk": 4, "window": 10}
 
 
-def reference(sizes: list[list[int]], counts: list[int], position: int) -> int:
-    """The definition, spelled out for one position."""
-    sources = [i for i, count in enumerate(counts) for _ in range(count)]
+@pytest.mark.parametrize(
+    ("sizes", "weights"),
+    [
+        ([[7, 3], [5], [40, 1, 9]], [2, 1, 1]),
+        ([[0, 30, 0]], [1]),
+        ([[1], [2000, 900]], [0.999, 0.001]),
+        ([[3, 0, 4]] * 5, [1, 2, 3, 4, 5]),
+    ],
+)
+def test_the_order_is_the_one_that_is_defined(sizes: list[list[int]], weights: list[float]) -> None:
+    order = MixtureOrder(sizes, weights, **OPTIONS)
+    rows = order_reference.mixture(sizes, order.counts.tolist(), **OPTIONS)
+    expected = np.array(list(islice(rows, 3 * BLOCK + 1)))
+    np.testing.assert_array_equal(order.rows(np.arange(len(expected))), expected)
+    some = np.random.default_rng(0).permutation(len(expected))[:500]
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(order)).rows(some), expected[some])
 
-    def source_at(at: int) -> int:
-        block, within = divmod(at, BLOCK)
-        return sources[int(permutation(5, Purpose.MIXTURE, block, size=BLOCK)[within])]
 
-    source = source_at(position)
-    begin = position // BLOCK * BLOCK
-    before = position // BLOCK * counts[source]
-    before += sum(source_at(at) == source for at in range(begin, position))
-    seed = int(raw_bits(5, Purpose.SOURCE, source, size=1)[0]) >> 1
-    own = Order(sizes[source], **{**OPTIONS, "seed": seed})
-    return sum(map(sum, sizes[:source])) + int(own.rows(np.array([before]))[0])
-
-
-def test_the_order_is_the_one_that_is_defined() -> None:
-    sizes = [[7, 3], [5], [40, 1, 9]]
-    order = MixtureOrder(sizes, [2, 1, 1], **OPTIONS)
-    for position in [0, 1, 17, 299, BLOCK - 1, BLOCK, BLOCK + 3]:
-        row = order.rows(np.array([position]))[0]
-        assert row == reference(sizes, order.counts.tolist(), position)
-    whole = order.rows(np.arange(3 * BLOCK))
-    some = np.random.default_rng(0).permutation(3 * BLOCK)[:500]
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(order)).rows(some), whole[some])
+def test_a_block_is_shared_by_largest_remainders() -> None:
+    assert positions_a_block([2, 1, 1]).tolist() == [2048, 1024, 1024]
+    assert positions_a_block([0.7, 0.3]).tolist() == [2867, 1229]
+    assert positions_a_block([1, 1, 1]).tolist() == [1366, 1365, 1365]
+    assert positions_a_block([1e-9, 1, 2]).tolist() == [1, 1365, 2730]
 
 
 def test_each_source_goes_through_epochs_of_its_own() -> None:

@@ -4,45 +4,16 @@ from __future__ import annotations
 
 import pickle
 import random
+import tracemalloc
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import order_reference
 import pytest
 
 from clipkit.data.order import Order
 from clipkit.data.rng import Purpose, permutation, uniforms
-
-
-def brute_force_rows(shard_sizes, seed, lanes, chunk, window, count):
-    """The definition, read aloud: the rows at positions 0 … count-1."""
-    n = sum(shard_sizes)
-    rows = []
-    epoch = 0
-    while len(rows) < count:
-        chunks, first = [], 0
-        for size in shard_sizes:
-            chunks += [
-                range(a, min(a + chunk, first + size)) for a in range(first, first + size, chunk)
-            ]
-            first += size
-        shuffled = permutation(seed, Purpose.CHUNKS, epoch, size=len(chunks))
-        slots = [row for c in shuffled for row in chunks[c]]
-        positions = range(epoch * n, (epoch + 1) * n)
-        of_lane, at = {}, 0
-        for lane in range(lanes):
-            owned = sum(p % lanes == lane for p in positions)
-            part, at = slots[at : at + owned], at + owned
-            mixed = []
-            for w, begin in enumerate(range(0, owned, window)):
-                some = part[begin : begin + window]
-                mixed += [
-                    some[i]
-                    for i in permutation(seed, Purpose.WINDOW, epoch, lane, w, size=len(some))
-                ]
-            of_lane[lane] = iter(mixed)
-        rows += [next(of_lane[p % lanes]) for p in positions]
-        epoch += 1
-    return rows[:count]
-
 
 CASES = [
     ([1], 8, 64, 4096),
@@ -58,10 +29,47 @@ CASES = [
 
 @pytest.mark.parametrize(("sizes", "lanes", "chunk", "window"), CASES)
 def test_order_equals_the_brute_force_reference(sizes, lanes, chunk, window):
-    order = Order(sizes, seed=3, lanes=lanes, chunk=chunk, window=window)
+    options = {"seed": 3, "lanes": lanes, "chunk": chunk, "window": window}
     count = 4 * sum(sizes) + 5
-    expected = brute_force_rows(sizes, 3, lanes, chunk, window, count)
-    assert order.rows(np.arange(count)).tolist() == expected
+    expected = list(islice(order_reference.order(sizes, **options), count))
+    assert Order(sizes, **options).rows(np.arange(count)).tolist() == expected
+
+
+def test_order_equals_the_reference_in_any_small_case():
+    draw = random.Random(0)
+    for _ in range(300):
+        sizes = [draw.choice([0, 1, draw.randint(2, 40)]) for _ in range(draw.randint(1, 7))]
+        sizes[draw.randrange(len(sizes))] += 1
+        options = {
+            "seed": draw.randrange(2**62),
+            "lanes": draw.randint(1, 9),
+            "chunk": draw.choice([1, 2, 3, 8, 64]),
+            "window": draw.choice([1, 2, 5, 16, 4096]),
+        }
+        expected = list(islice(order_reference.order(sizes, **options), 4 * sum(sizes)))
+        positions = list(range(len(expected)))
+        draw.shuffle(positions)
+        order = Order(sizes, **options)
+        for some in np.array_split(np.array(positions), 5):
+            assert order.rows(some).tolist() == [expected[p] for p in some], (sizes, options)
+
+
+def test_above_the_most_chunks_they_are_longer(monkeypatch):
+    monkeypatch.setattr("clipkit.data.order.MOST_CHUNKS", 16)
+    monkeypatch.setattr(order_reference, "MOST_CHUNKS", 16)
+    for sizes, chunk in [([64], 4), ([65], 5), ([40, 0, 101, 7], 10)]:
+        order = Order(sizes, seed=1, lanes=3, chunk=4, window=20)
+        assert order.chunk == chunk
+        count = 2 * sum(sizes) + 3
+        options = {"seed": 1, "lanes": 3, "chunk": 4, "window": 20}
+        expected = list(islice(order_reference.order(sizes, **options), count))
+        assert order.rows(np.arange(count)).tolist() == expected
+
+
+def test_the_page_on_the_order_shows_the_reference():
+    page = (Path(__file__).parents[2] / "docs" / "order.md").read_text(encoding="utf-8")
+    code = Path(order_reference.__file__).read_text(encoding="utf-8")
+    assert f"```python\n{code}```\n" in page
 
 
 @pytest.mark.parametrize(
@@ -104,14 +112,29 @@ def test_neighbours_of_a_shard_are_spread_over_batches():
     assert np.mean(in_one_batch) < 40  # a full permutation: 21; sequential reading: 256
 
 
-def test_a_billion_samples_resume_at_any_position():
+def test_a_billion_samples_fit_and_resume_at_any_position():
     sizes = np.full(100_000, 10_000)
-    order = Order(sizes, seed=0, lanes=64, chunk=1024, window=4096)
+    sizes[::2] += 13
+    sizes[1::2] -= 13
     begin = 3_123_456_789
+    tracemalloc.start()
+    order = Order(sizes, seed=0, lanes=8, chunk=64, window=4096)
     rows = order.rows(np.arange(begin, begin + 4096))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 200 * 2**20
+    assert len(pickle.dumps(order)) < 10 * 2**20
+    assert order.chunk == 120  # 1e9 / 2**23, rounded up
     assert len(set(rows.tolist())) == 4096
     assert rows.min() >= 0
     assert rows.max() < 1_000_000_000
+    again = Order(sizes, seed=0, lanes=8, chunk=64, window=4096)
+    assert again.rows(np.array([begin + 1000]))[0] == rows[1000]
+
+
+def test_up_to_537_million_samples_chunks_are_as_asked():
+    for samples, chunk in [(67_108_865, 64), (64 * 2**23, 64), (64 * 2**23 + 1, 65)]:
+        assert Order([samples], seed=0, lanes=8, chunk=64, window=4096).chunk == chunk
 
 
 def test_draws_are_the_golden_ones():
