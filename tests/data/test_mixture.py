@@ -38,6 +38,7 @@ def test_the_order_is_the_one_that_is_defined(sizes: list[list[int]], weights: l
     np.testing.assert_array_equal(order.rows(np.arange(len(expected))), expected)
     some = np.random.default_rng(0).permutation(len(expected))[:500]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(order)).rows(some), expected[some])
+    assert len(pickle.dumps(order)) < 20_000  # of blocks, each worker makes its own
 
 
 def test_a_block_is_shared_by_largest_remainders() -> None:

@@ -95,6 +95,14 @@ def test_rows_do_not_depend_on_how_positions_are_asked_for():
     assert shuffled.tolist() == whole[asked].tolist()
 
 
+def test_rows_tell_their_epoch_where_a_reader_wants_to_know_it():
+    options = {"seed": 1, "lanes": 4, "chunk": 8, "window": 6}
+    positions = np.arange(300)
+    rows = Order([50, 31, 7], **options).rows(positions)
+    told = Order([50, 31, 7], **options, turn=1000).rows(positions)
+    assert told.tolist() == (rows + positions // 88 * 1000).tolist()
+
+
 def test_seeds_and_epochs_give_different_orders():
     def rows(seed, epoch):
         order = Order([500], seed=seed, lanes=8, chunk=16, window=64)
@@ -120,9 +128,10 @@ def test_a_billion_samples_fit_and_resume_at_any_position():
     tracemalloc.start()
     order = Order(sizes, seed=0, lanes=8, chunk=64, window=4096)
     rows = order.rows(np.arange(begin, begin + 4096))
-    most = tracemalloc.get_traced_memory()[1]
+    held, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 200 * 2**20
+    assert held < 50 * 2**20
     assert len(pickle.dumps(order)) < 10 * 2**20
     assert order.chunk == 120  # 1e9 / 2**23, rounded up
     assert len(set(rows.tolist())) == 4096
