@@ -19,12 +19,15 @@ class Server:
         delay: seconds before each answer.
         asked: requests by path.
         sent: bytes by path.
+        most: requests that were open at a time, at most.
     """
 
     def __init__(self, folder: Path) -> None:
         outer = self
         self.failures, self.status, self.delay = 0, 503, 0.0
         self.asked, self.sent = Counter[str](), Counter[str]()
+        self.open = self.most = 0
+        lock = threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self) -> None:
@@ -32,7 +35,12 @@ class Server:
 
             def do_GET(self, body: bool = True) -> None:
                 outer.asked[self.path] += 1
+                with lock:
+                    outer.open += 1
+                    outer.most = max(outer.most, outer.open)
                 time.sleep(outer.delay)
+                with lock:
+                    outer.open -= 1
                 if outer.failures > 0:
                     outer.failures -= 1
                     self.send_error(outer.status)
