@@ -6,7 +6,9 @@ import argparse
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from clipkit._version import __version__
 from clipkit.errors import ClipkitError
@@ -21,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A file name that is not UTF-8 is no reason to fail.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    warnings.formatwarning = _in_one_line
     parser = build_parser()
     args, unknown = parser.parse_known_args(argv)
     if "rest" in args:
@@ -117,6 +120,22 @@ def _train(args: argparse.Namespace) -> int:
 
     train(config, allow_change=args.allow_change)
     return 0
+
+
+def _in_one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Our own warnings as our errors are said; those of others as Python has them."""
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
+        return f"clipkit: {message}\n"
+    return _python_has_it(message, category, filename, lineno, line)
+
+
+_python_has_it = warnings.formatwarning
 
 
 def _fail(message: str, code: int) -> int:
