@@ -256,7 +256,7 @@ def _odd() -> Iterator[Case]:
     yield Case("a-webp-called.gif", encoded(whole, "WEBP", lossless=True), whole)
     yield Case("a-tiff-called.bmp", encoded(whole, "TIFF"), whole)
     # A phone's photograph with a video behind it, in which many scans seem to begin.
-    video = encoded(whole, quality=95) + b"\xff\xda\0\2" * 5_000
+    video = encoded(whole, quality=95) + b"\0\2" + b"\xff\xda\0\2" * 5_000
     yield Case("with-a-video.jpg", video, whole, tolerance=8)
 
 
