@@ -20,6 +20,7 @@ class FilterConfig:
     # A column, or a field of a ``.json`` member, that holds a number: a CLIP score, say.
     score: str | None = None
     min_score: float | None = None
+    list: str | None = None  # a file that ``clipkit data filter`` wrote for this source
 
 
 @dataclass

@@ -9,6 +9,7 @@ import contextlib
 import math
 import warnings
 from collections import Counter
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -21,6 +22,7 @@ from clipkit.data.decode import FORMATS
 from clipkit.data.holdout import PartReader
 from clipkit.data.index import pack_json, unpack_json, write_arrays
 from clipkit.data.reader import Reader, SampleError
+from clipkit.data.sample_list import read_list
 from clipkit.errors import DataError
 from clipkit.types import Pair
 
@@ -38,16 +40,19 @@ def keep_wanted(whole: Reader, wanted: FilterConfig, *, progress: bool) -> Reade
         progress: show a bar on stderr while the source is looked through.
 
     Raises:
-        DataError: no row is left, or no sample has the score that is asked for.
+        DataError: no row is left, no sample has the score that is asked for, or the list is of
+            another source.
     """
     if wanted == FilterConfig():
         return whole
-    place = files.cache_folder() / f"{files.digest(_VERSION, whole.fingerprint, wanted)}.npz"
+    listed, of_list = (None, "") if wanted.list is None else read_list(wanted.list, whole)
+    digest = files.digest(_VERSION, whole.fingerprint, wanted, of_list)
+    place = files.cache_folder() / f"{digest}.npz"
     try:
         with np.load(place, allow_pickle=False) as kept:
             rows, dropped = kept["rows"], unpack_json(kept["dropped"])
     except (OSError, ValueError, KeyError, EOFError):
-        rows, dropped = _look_through(whole, wanted, progress)
+        rows, dropped = _look_through(whole, wanted, listed, progress)
         with contextlib.suppress(OSError):  # it is made anew next time
             write_arrays(place, {"rows": rows, "dropped": pack_json(dropped)})
     path = whole.source.path
@@ -60,8 +65,14 @@ def keep_wanted(whole: Reader, wanted: FilterConfig, *, progress: bool) -> Reade
 
 
 def _look_through(
-    whole: Reader, wanted: FilterConfig, progress: bool
+    whole: Reader, wanted: FilterConfig, listed: np.ndarray | None, progress: bool
 ) -> tuple[np.ndarray, dict[str, int]]:
+    if listed is not None and replace(wanted, list=None) == FilterConfig():
+        return listed, {_NOT_LISTED: len(whole) - len(listed)}
+    is_listed = np.ones(len(whole), dtype=bool)
+    if listed is not None:
+        is_listed[:] = False
+        is_listed[listed] = True
     dropped: Counter[str] = Counter()
     rows: list[int] = []
     of_images = wanted.min_edge is not None or wanted.max_aspect is not None
@@ -69,8 +80,11 @@ def _look_through(
     texts = whole.captions() if captions_alone else iter(())
     bar = tqdm(range(len(whole)), desc="filtering", unit="sample", disable=not progress, delay=0.5)
     for row in bar:
-        if captions_alone:
-            reason = _reason_of_caption(next(texts), wanted)
+        text = next(texts) if captions_alone else ""
+        if not is_listed[row]:
+            reason: str | None = _NOT_LISTED
+        elif captions_alone:
+            reason = _reason_of_caption(text, wanted)
         else:
             try:
                 reason = _reason(whole[row], wanted, of_images)
@@ -80,12 +94,12 @@ def _look_through(
             rows.append(row)
         else:
             dropped[reason] += 1
-    if dropped[_NO_SCORE] == len(whole):
+    if dropped[_NO_SCORE] and dropped[_NO_SCORE] == is_listed.sum():
         raise DataError(f"{whole.source.path}: filter.score: no sample has {wanted.score!r}.")
     return np.array(rows, dtype=np.int64), {why: n for why, n in dropped.items() if n}
 
 
-_NO_SCORE = "filtered: no score"
+_NO_SCORE, _NOT_LISTED = "filtered: no score", "filtered: not in the list"
 
 
 def _reason(pair: Pair, wanted: FilterConfig, of_images: bool) -> str | None:

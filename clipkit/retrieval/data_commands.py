@@ -1,4 +1,4 @@
-"""``clipkit data check`` and ``clipkit data pack``: arguments, and what is printed."""
+"""``clipkit data``: the commands, and of ``check`` and ``pack`` what is printed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clipkit.display.arguments import count, positive
+from clipkit.retrieval.filter_command import add_filter_arguments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     for name, add_arguments, text in (
         ("check", _add_check_arguments, "read every sample, and say what is wrong with them"),
         ("pack", _add_pack_arguments, "write any source as shards of one size"),
+        ("filter", add_filter_arguments, "list the samples that are worth training on"),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:])
         command.add_argument("source", help="image-caption pairs: a folder, file, glob or URL")
@@ -50,6 +52,7 @@ def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_pack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", help="the folder of the shards; run again, it is gone on with")
     parser.add_argument("--format", choices=("webdataset", "parquet"), default="webdataset")
+    parser.add_argument("--list", metavar="LIST", help="only what clipkit data filter listed there")
     parser.add_argument("--shard-size", type=_bytes, default=256 * 10**6, metavar="256MB")
     parser.add_argument(
         "--resize",
@@ -107,7 +110,7 @@ def run_pack(args: argparse.Namespace) -> int:
     """Writes shards, and says what is in them and what is not."""
     from contextlib import ExitStack
 
-    from clipkit.config.schema import SourceConfig
+    from clipkit.config.schema import FilterConfig, SourceConfig
     from clipkit.data.pack import Packing, pack
     from clipkit.display.console import default_workers, plain_warnings, progress_bar, remark
     from clipkit.errors import ConfigError
@@ -125,7 +128,13 @@ def run_pack(args: argparse.Namespace) -> int:
     bars = []
     with plain_warnings(), ExitStack() as stack:
         packed = pack(
-            SourceConfig(path=args.source, image=args.image, caption=args.caption, count="index"),
+            SourceConfig(
+                path=args.source,
+                image=args.image,
+                caption=args.caption,
+                count="index",
+                filter=FilterConfig(list=args.list),
+            ),
             args.out,
             packing,
             workers=default_workers() if args.workers is None else args.workers,

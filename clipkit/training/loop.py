@@ -182,9 +182,10 @@ def _train(
     source_key = "data.mix" if config.data.mix else "data.train"
     if state.data not in (None, reader.fingerprint) and source_key not in allow_change:
         raise CheckpointError(
-            f"{reader.source.path}: these are not the files that {folder} was started with "
-            "(names, sizes or counts differ), so the order of samples cannot go on. Restore them, "
-            f"set another output to start anew, or go on with --allow-change {source_key}"
+            f"{reader.source.path}: these are not the samples that {folder} was started with "
+            "(files, sizes, counts or filters differ), so the order of samples cannot go on. "
+            "Restore them, set another output to start anew, or go on with --allow-change "
+            f"{source_key}"
         )
     start = state.step
     if start >= steps and (folder / "model").is_dir():

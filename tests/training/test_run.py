@@ -350,7 +350,7 @@ def test_a_damaged_shard_ends_a_run_before_it_starts_unless_it_may_be_lost(
     shard.write_bytes(whole)
     other = clipkit("train", config, "train.steps=4", "--allow-change", "train.steps")
     assert other.returncode == 4, other.stderr
-    assert "these are not the files" in other.stderr
+    assert "these are not the samples" in other.stderr
     assert "--allow-change data.train" in other.stderr
 
 
