@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
@@ -34,8 +34,11 @@ _THREADS = "TOKENIZERS_PARALLELISM"
 _chosen_by_user = _THREADS in os.environ
 os.environ.setdefault(_THREADS, "false")
 
+_Item = TypeVar("_Item")
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_CHARACTERS = 10_000
+MIN_VOCABULARY = 514  # the bytes, the bytes as ends of words, start and end
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _INVISIBLE = dict.fromkeys([0x0000, 0xFEFF])  # NUL, and the byte order mark of text files
 
@@ -79,13 +82,13 @@ def train_tokenizer(
     Reference: CLIP, https://arxiv.org/abs/2103.00020, section 2.4; byte-level BPE,
     https://arxiv.org/abs/1508.07909.
     """
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    alphabet = letters + [letter + "</w>" for letter in letters]
-    if vocab_size < len(alphabet) + 2:
+    if vocab_size < MIN_VOCABULARY:
         raise ConfigError(
-            f"preprocess.vocab_size: {vocab_size} is less than the {len(alphabet) + 2} tokens that "
+            f"preprocess.vocab_size: {vocab_size} is less than the {MIN_VOCABULARY} tokens that "
             "the bytes, the start and the end take; use 1024 or more."
         )
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = letters + [letter + "</w>" for letter in letters]
     backend = Tokenizer(BPE(end_of_word_suffix="</w>"))
     pattern = _clip_tokenizer(alphabet, [], context_length).backend_tokenizer
     backend.normalizer, backend.pre_tokenizer = pattern.normalizer, pattern.pre_tokenizer
@@ -100,7 +103,7 @@ def train_tokenizer(
         special_tokens=alphabet,
     )
     with _threads():
-        backend.train_from_iterator(_chunks(captions, 1000), trainer)
+        backend.train_from_iterator(chunks(captions, 1000), trainer)
     merges = [tuple(merge) for merge in json.loads(backend.to_str())["model"]["merges"]]
     return _clip_tokenizer(alphabet, merges, context_length)
 
@@ -201,7 +204,8 @@ def _threads() -> Iterator[None]:
         os.environ[_THREADS] = before
 
 
-def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
+def chunks(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    """Lists of ``size`` items, the last one of what is left."""
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk

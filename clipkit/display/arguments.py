@@ -1,4 +1,4 @@
-"""Kinds of numbers on the command line, for argparse."""
+"""What several commands take, for argparse: kinds of numbers, a source's columns."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ def _at_least(least: int, text: str) -> int:
     if value < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
     return value
+
+
+def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where a source has its images and captions, and who reads them."""
+    parser.add_argument("--image", metavar="COL", help="the column or member of the images")
+    parser.add_argument(
+        "--caption", metavar="COL", help="the column with the captions; none: images only"
+    )
+    parser.add_argument("--workers", type=count, metavar="N", help="processes that decode")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from clipkit.display.arguments import count, positive
+from clipkit.display.arguments import add_pair_arguments, positive
 from clipkit.retrieval.filter_command import add_filter_arguments
+from clipkit.retrieval.tokenizer_command import add_tokenizer_arguments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,18 +30,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         ("check", _add_check_arguments, "read every sample, and say what is wrong with them"),
         ("pack", _add_pack_arguments, "write any source as shards of one size"),
         ("filter", add_filter_arguments, "list the samples that are worth training on"),
+        ("tokenizer", add_tokenizer_arguments, "train one on captions, and see what it takes"),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:])
         command.add_argument("source", help="image-caption pairs: a folder, file, glob or URL")
-        command.add_argument("--image", metavar="COL", help="the column or member of the images")
-        command.add_argument(
-            "--caption", metavar="COL", help="the column with the captions; none: images only"
-        )
-        command.add_argument("--workers", type=count, metavar="N", help="processes that decode")
         add_arguments(command)
 
 
 def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    add_pair_arguments(parser)
     parser.add_argument("--format", choices=_FORMATS, default="auto", help="of the source")
     parser.add_argument(
         "--tokenizer", metavar="FOLDER", help="count tokens, and captions that would be cut"
@@ -50,6 +48,7 @@ def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_pack_arguments(parser: argparse.ArgumentParser) -> None:
+    add_pair_arguments(parser)
     parser.add_argument("out", help="the folder of the shards; run again, it is gone on with")
     parser.add_argument("--format", choices=("webdataset", "parquet"), default="webdataset")
     parser.add_argument("--list", metavar="LIST", help="only what clipkit data filter listed there")

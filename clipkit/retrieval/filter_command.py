@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from clipkit.display.arguments import count, positive
+from clipkit.display.arguments import add_pair_arguments, count, positive
 
 
 def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``clipkit data filter``."""
+    add_pair_arguments(parser)
     parser.add_argument("out", help="the list to write, a .parquet file")
     parser.add_argument("--min-edge", type=positive, metavar="PIXELS", help="of the shorter edge")
     parser.add_argument("--max-aspect", type=float, metavar="R", help="longer edge over shorter")
