@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# The matrices that are too long for every change, some twenty minutes on two cores; the result
+# goes to scripts/results/test_long.md with date and versions:
+#
+#   bash scripts/test_long.sh
+set -uo pipefail
+CLIPKIT_EXTRAS=dev
+source "$(dirname "$0")/setup.sh"
+export OMP_NUM_THREADS=1
+result=scripts/results/test_long.md
+failed=0
+
+run() {  # run TITLE COMMAND…: a row of the table
+    local title=$1 begin=$SECONDS outcome
+    shift
+    if output=$("$@" 2>&1); then outcome=passed; else outcome=failed failed=1; fi
+    echo "$output" >&2
+    echo "| $title | $outcome: $(echo "$output" | grep -E '^[0-9]+ (passed|failed)' | tail -n 1) | $((SECONDS - begin)) s |" >> "$result.tmp"
+}
+
+{
+    echo "# The long tests"
+    echo
+    echo "    bash scripts/test_long.sh"
+    echo
+    python - <<'PY'
+import datetime
+import os
+import platform
+from importlib.metadata import version
+
+packages = ("torch", "torchvision", "transformers", "datasets", "accelerate", "numpy", "pillow")
+print(
+    f"{datetime.date.today()}, {os.cpu_count()} cores, CPU only, Python {platform.python_version()},",
+    ", ".join(f"{name} {version(name)}" for name in packages) + ".",
+)
+PY
+    echo
+    echo "| what | result | took |"
+    echo "|---|---|---|"
+} > "$result.tmp"
+
+CLIPKIT_MATRIX=full run "19 kinds of source × (0 or 2 workers, 1 or 2 ranks) × killed and resumed elsewhere as any of these" \
+    python -m pytest tests/data/test_matrix.py
+CLIPKIT_MUTATIONS=2000 run "2,000 random mutations each of a tar and of JPEGs" \
+    python -m pytest tests/data/test_mutations.py
+mv "$result.tmp" "$result"
+exit "$failed"
