@@ -113,7 +113,8 @@ def read_list(path: str, whole: Reader) -> tuple[np.ndarray, str]:
     if fingerprint != whole.fingerprint:
         raise DataError(
             f"{path}: is a list of other samples ({source} as it was then) than "
-            f"{whole.source.path} holds now; write it again with clipkit data filter."
+            f"{whole.source.path} holds now (files, counts or columns differ); write it again "
+            "with clipkit data filter."
         )
     if len(rows) and (rows[0] < 0 or rows[-1] >= len(whole) or (np.diff(rows) <= 0).any()):
         raise DataError(f"{path}: damaged, its rows are not those of {whole.source.path}.")

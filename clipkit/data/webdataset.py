@@ -55,6 +55,7 @@ _CLASS = "cls"
 _NAME = re.compile(rb"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # key, extension
 
 
+_MAX_SAMPLES = 2**40  # of a shard, for sizes.json; more is nonsense
 # (S,) offsets, -1 where there is none; sizes; CRC-32, -1 where it is not known.
 _Places = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
@@ -220,7 +221,8 @@ class TarReader:
                 told[folder] = _read_json(files.join(folder, "sizes.json"))
             size = told[folder].get(path.replace("\\", "/").rsplit("/", 1)[-1])
             size = size.get("samples") if isinstance(size, dict) else size
-            sizes.append(size if isinstance(size, int) and size >= 0 else None)
+            is_told = type(size) is int and 0 <= size < _MAX_SAMPLES
+            sizes.append(size if is_told else None)
         return sizes
 
     def _damage(
@@ -237,6 +239,10 @@ class TarReader:
         if told is not None and told > samples:
             damage.append(f"{path}: holds {samples} samples; sizes.json says {told}.")
             lost += told - samples
+        if told is not None and told < samples and self._count == "sizes":
+            damage.append(
+                f"{path}: holds {samples} samples; sizes.json says {told}, and no more are read."
+            )
         return damage, lost
 
     def _wanted_captions(self) -> list[_Wanted]:

@@ -83,6 +83,7 @@ class Chosen:
         scores: (M,) cosines, or None.
         threshold: the lowest score that stays, or None.
         all_scores: of whatever was scored; None where nothing was.
+        damage: of the source's files, a sentence each.
     """
 
     samples: int
@@ -91,6 +92,7 @@ class Chosen:
     scores: NDArray[np.float32] | None = None
     threshold: float | None = None
     all_scores: NDArray[np.float32] | None = None
+    damage: list[str] = field(default_factory=list)
 
 
 def filter_source(
@@ -149,7 +151,7 @@ def filter_source(
 def _choose(
     whole: Reader, conditions: Conditions, encoder: Encoder | None, workers: int, progress: bool
 ) -> Chosen:
-    chosen = Chosen(len(whole), np.arange(len(whole)), Counter())
+    chosen = Chosen(len(whole), np.arange(len(whole)), Counter(), damage=whole.damage)
     if conditions.sample != FilterConfig():
         part = keep_wanted(whole, conditions.sample, progress=progress)
         assert isinstance(part, PartReader)

@@ -44,7 +44,7 @@ def run_filter(args: argparse.Namespace) -> int:
     import numpy as np
 
     from clipkit.config.schema import FilterConfig, SourceConfig
-    from clipkit.display.console import default_workers, format_table, plain_warnings
+    from clipkit.display.console import default_workers, format_table, plain_warnings, remark
     from clipkit.retrieval.filter import Conditions, filter_source
 
     conditions = Conditions(
@@ -69,6 +69,8 @@ def run_filter(args: argparse.Namespace) -> int:
             workers=default_workers() if args.workers is None else args.workers,
             overwrite=args.overwrite,
         )
+    for damage in chosen.damage:
+        remark(damage)
     rows = [("kept", len(chosen.rows)), *chosen.dropped.most_common()]
     shown = [[what, f"{n:,}", f"{n / chosen.samples:.1%}"] for what, n in rows]
     print(format_table([args.source, "number", "share"], shown, right=[1, 2]))

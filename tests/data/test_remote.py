@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,27 @@ def test_what_sizes_json_promises_and_a_shard_lacks_is_an_error_of_its_own(tmp_p
     (tmp_path / "sizes.json").unlink()
     with pytest.raises(DataError, match=r"train-000.tar: there is no sizes.json .* index"):
         open_source(SourceConfig(path=path, count="sizes"), progress=False)
+
+
+def test_samples_that_sizes_json_does_not_know_are_said(tmp_path: Path) -> None:
+    path = write_shards(tmp_path, [4, 3])
+    sizes_json(tmp_path, [4, 1])
+    reader = open_source(SourceConfig(path=path, count="sizes"), progress=False)
+    assert len(reader) == 5
+    with pytest.warns(UserWarning, match="holds 3 samples; sizes.json says 1, and no more"):
+        assert reader[4].caption == "caption number 4"
+
+
+@pytest.mark.parametrize("size", [-3, "5", 5.5, None, True, [3], 10**30])
+def test_a_size_that_makes_no_sense_is_none(tmp_path: Path, server: Server, size: object) -> None:
+    write_shards(tmp_path, [4, 3])
+    (tmp_path / "sizes.json").write_text(json.dumps({"train-000.tar": 4, "train-001.tar": size}))
+    source = SourceConfig(path=f"{server.url}/train-{{000..001}}.tar")
+    reader = open_source(source, progress=False, estimate=True)
+    assert reader.access.estimated
+    assert len(open_source(source, progress=False)) == 7  # counted
+    with pytest.raises(DataError, match=r"train-001\.tar: there is no sizes.json .* index"):
+        open_source(replace(source, count="sizes"), progress=False)
 
 
 def test_estimates_read_every_sample_equally_often(tmp_path: Path) -> None:

@@ -289,3 +289,14 @@ def test_training_takes_a_list_and_a_resume_refuses_a_changed_one(
     refused = clipkit("train", page, "train.steps=4", "--allow-change", "train.steps")
     assert refused.returncode == 4, refused.stderr
     assert f"{shard}: these are not the samples that" in refused.stderr
+
+
+def test_a_damaged_shard_is_named_and_the_rest_is_listed(
+    shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size * 2 // 3])
+    out = tmp_path / "out.parquet"
+    assert run_filter(shard, out, "--duplicates", "near", "--workers", 0) == 0
+    assert str(shard) in capsys.readouterr().err
+    rows, _ = listed(out)
+    assert 0 < len(rows) < 8
