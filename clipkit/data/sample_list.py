@@ -99,7 +99,9 @@ def read_list(path: str, whole: Reader) -> tuple[np.ndarray, str]:
         table = pq.read_table(io.BytesIO(data))
         about = json.loads((table.schema.metadata or {})[_NAME])
         version, fingerprint, source = about["version"], about["fingerprint"], about["source"]
-        rows = table["row"].to_numpy().astype(np.int64)
+        if table.schema.field("row").type != pa.int64() or table["row"].null_count:
+            raise TypeError("rows that are no whole numbers")
+        rows = table["row"].to_numpy()
     except (pa.ArrowException, LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"{path}: is not a list that clipkit data filter wrote; name one, or leave "

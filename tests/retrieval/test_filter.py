@@ -256,6 +256,9 @@ def test_a_list_of_something_else_is_refused(
     pq.write_table(pq.read_table(out).replace_schema_metadata({}), tmp_path / "bare.parquet")
     refused(shard, tmp_path / "bare.parquet", "is not a list")
     table = pq.read_table(out)
+    for rows in (["1"] * len(table), [1.5] * len(table), [None] * len(table)):
+        pq.write_table(table.set_column(0, "row", [rows]), tmp_path / "odd.parquet")
+        refused(shard, tmp_path / "odd.parquet", "is not a list")
     pq.write_table(table.take(list(range(len(table)))[::-1]), tmp_path / "turned.parquet")
     refused(shard, tmp_path / "turned.parquet", "damaged")
 
