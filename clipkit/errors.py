@@ -36,6 +36,10 @@ class CheckpointError(ClipkitError):
     exit_code = 4
 
 
+class RunRefused(CheckpointError):
+    """A run's folder that this start may not touch: the run in it is left as it is."""
+
+
 class NonFiniteError(ClipkitError):
     """Training met NaN or Inf more often than it may."""
 

@@ -61,6 +61,8 @@ class Batch:
         skipped: the samples behind the rows that are not valid.
         truncated: how many captions were cut at the context length.
         replaced: how many hold U+FFFD, in place of bytes that are not UTF-8.
+        groups: (B, 2) int64, a number for the caption and one for the image file of each row,
+            the same for the same content; None where it was not asked for.
     """
 
     pixel_values: Tensor
@@ -71,6 +73,7 @@ class Batch:
     skipped: list[Skip] = field(default_factory=list)
     truncated: int = 0
     replaced: int = 0
+    groups: Tensor | None = None
 
 
 @dataclass(slots=True)

@@ -152,6 +152,20 @@ def validate(config: Config) -> None:
         raise ConfigError(f"seed: {config.seed}; it must be below 2**63")
     if train.batch_size == 1:
         raise ConfigError("train.batch_size: 1 has no negatives, so nothing would be learned")
+    if train.micro_batch is not None and train.accumulate != 1:
+        raise ConfigError(
+            f"train.micro_batch: {train.micro_batch} with train.accumulate {train.accumulate}; "
+            "the one keeps all negatives of the batch, the other those of each part: leave one out"
+        )
+    if train.distributed == "fsdp" and train.precision == "fp16":
+        raise ConfigError("train.precision: fp16 does not go with train.distributed=fsdp; use bf16")
+    if config.loss.kind == "sigmoid" and config.loss.label_smoothing:
+        raise ConfigError(
+            f"loss.label_smoothing: {config.loss.label_smoothing} is for loss.kind=infonce; a "
+            "sigmoid loss has no distribution to smooth"
+        )
+    if config.loss.label_smoothing >= 1:
+        raise ConfigError(f"loss.label_smoothing: {config.loss.label_smoothing}; a share, below 1")
     if config.optim.min_lr > config.optim.lr:
         raise ConfigError(f"optim.min_lr: {config.optim.min_lr} is above optim.lr")
     for name in config.eval.splits or []:
@@ -161,6 +175,7 @@ def validate(config: Config) -> None:
             )
 
 
+_MAY_BE_NEGATIVE = {"loss.init_bias"}
 # All other numbers must be above 0.
 _MAY_BE_ZERO = {
     "seed",
@@ -171,6 +186,7 @@ _MAY_BE_ZERO = {
     "data.max_skip_share",
     "data.augment.horizontal_flip",
     "eval.every",
+    "loss.label_smoothing",
     "optim.min_lr",
     "optim.weight_decay",
     "optim.warmup_steps",
@@ -185,6 +201,8 @@ def _check_numbers(tree: dict[str, Any], prefix: str = "") -> None:
         if isinstance(value, dict):
             _check_numbers(value, f"{key}.")
         elif isinstance(value, int | float) and not key.endswith(".filter.min_score"):
+            if key in _MAY_BE_NEGATIVE and math.isfinite(value):
+                continue
             zero = key in _MAY_BE_ZERO
             if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
                 raise ConfigError(

@@ -156,10 +156,20 @@ class ModelConfig:
 
 @dataclass
 class LossConfig:
-    """InfoNCE over the global batch, in float32."""
+    """Over the global batch, exact, in float32, in memory linear in the batch."""
 
-    init_temperature: float = 0.07
+    # ``infonce``: softmax over the batch, as CLIP. ``sigmoid``: a question of yes or no for each
+    # image with each text, with a learned bias, as SigLIP (https://arxiv.org/abs/2303.15343).
+    kind: Literal["infonce", "sigmoid"] = "infonce"
+    init_temperature: float = 0.07  # CLIP's; SigLIP's is 0.1
+    init_bias: float = -10.0  # of ``sigmoid``
     max_scale: float = 100.0  # logit_scale is clamped to its logarithm after each step
+    # Pairs of a batch with the same text, or with the same image file, are negatives of one
+    # another as all others are, or positives.
+    duplicates: Literal["negatives", "positives"] = "negatives"
+    label_smoothing: float = 0.0  # of ``infonce``
+    # bf16 is two to five times as fast on a CPU that has it, and rounds.
+    matmul: Literal["fp32", "bf16"] = "fp32"
 
 
 @dataclass
@@ -182,8 +192,17 @@ class TrainConfig:
     batch_size: int = 256  # global, over all ranks
     epochs: float | None = None  # one of epochs and steps
     steps: int | None = None
+    # A batch that does not fit is computed in parts of this many pairs, over all ranks; every
+    # pair of the batch is a negative all the same (https://arxiv.org/abs/2101.06983). It takes
+    # a second forward pass.
+    micro_batch: int | None = None
+    # The mean gradient of this many parts of the batch, each its own only negatives.
+    accumulate: int = 1
+    # How several ranks share the work. ``fsdp`` shards weights, gradients and moments too.
+    distributed: Literal["ddp", "fsdp"] = "ddp"
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     save_every: int = 500  # steps
+    save_minutes: float | None = None  # and at least this often
     keep: int = 2  # checkpoints; the newest
     log_every: int = 10  # steps
     trackers: list[str] = field(default_factory=list)  # of accelerate: tensorboard, wandb …

@@ -46,6 +46,7 @@ def build_train_loader(
     steps: int,
     rank: int = 0,
     world_size: int = 1,
+    groups: bool = False,
     start_method: str | None = None,
 ) -> Loader:
     """One ``Batch`` a step, for the steps start_step … steps-1: this rank's rows of it.
@@ -65,6 +66,7 @@ def build_train_loader(
         steps: the step to end before.
         rank: r.
         world_size: W.
+        groups: whether batches tell equal captions and equal images.
         start_method: ``fork`` or ``spawn`` for workers; by the platform where it is None.
 
     Raises:
@@ -85,6 +87,7 @@ def build_train_loader(
         max_pixels=config.max_image_pixels,
         augment=config.augment,
         seed=seed,
+        groups=groups,
     )
     pieces = TrainPieces(maker, order, batch_size, rank, world_size, config.cache_gb)
     return _Loader(pieces, start_step, steps, config.workers, start_method)

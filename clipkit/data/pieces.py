@@ -7,6 +7,7 @@ batch, part) alone: workers, start method and prefetching cannot change a bit of
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,6 +47,7 @@ class Piece:
     skipped: list[Skip]
     truncated: int
     replaced: int = 0
+    groups: list[tuple[int, int]] | None = None
 
 
 @dataclass
@@ -60,6 +62,7 @@ class PieceMaker:
     seed: int = 0
     images: bool = True
     texts: bool = True
+    groups: bool = False  # whether to tell equal captions and images
 
     def make(
         self, rows: np.ndarray, positions: np.ndarray, pairs: list[Future[Pair]] | None = None
@@ -68,7 +71,7 @@ class PieceMaker:
         size = self.preprocess.image_size
         pixels = torch.zeros((len(rows), 3, size, size), dtype=torch.uint8) if self.images else None
         captions: list[str] = []
-        piece = Piece(pixels, None, [], [], [], 0)
+        piece = Piece(pixels, None, [], [], [], 0, groups=[] if self.groups else None)
         for i, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
             pair: Pair | None = None
             try:
@@ -83,6 +86,9 @@ class PieceMaker:
                 piece.valid.append(True)
             piece.keys.append("" if pair is None else pair.key)
             captions.append(caption)
+            if piece.groups is not None:
+                content = None if pair is None else pair.image
+                piece.groups.append((_number(caption.encode()), _number(content or b"")))
             piece.replaced += "\ufffd" in caption  # what decoding puts where text is not UTF-8
             if pixels is not None and image is not None:
                 pixels[i] = image
@@ -125,6 +131,12 @@ class PieceMaker:
         decoded = decode_for_training(pair.image, max_pixels=self.max_pixels, at_least=at_least)
         pixels = train_transform(decoded, self.preprocess, self.augment, self.seed, position)
         return caption, pixels
+
+
+def _number(content: bytes) -> int:
+    """Of 64 bits, the same for the same content."""
+    digest = hashlib.blake2b(content, digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 class Pieces(Dataset[Piece | DataError]):
@@ -215,7 +227,13 @@ def join(pieces: list[Piece], step: int, maker: PieceMaker) -> Batch:
         skipped=[skip for piece in pieces for skip in piece.skipped],
         truncated=sum(piece.truncated for piece in pieces),
         replaced=sum(piece.replaced for piece in pieces),
+        groups=_join_groups(pieces),
     )
+
+
+def _join_groups(pieces: list[Piece]) -> Tensor | None:
+    rows = [row for piece in pieces if piece.groups is not None for row in piece.groups]
+    return torch.tensor(rows, dtype=torch.int64).view(-1, 2) if rows else None
 
 
 def _join_ids(parts: list[np.ndarray], maker: PieceMaker) -> Tensor:

@@ -163,6 +163,8 @@ def _init_worker(_: int) -> None:
     # A signal to the process group is for the trainer, which saves and then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

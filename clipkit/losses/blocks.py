@@ -67,40 +67,12 @@ def sum_softplus(
     return result
 
 
-@torch.no_grad()
-def in_batch_accuracy(rows: Tensor, columns: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """How many rows have their pair as their nearest column, and which columns have another row
-    as near as their own.
-
-    Args:
-        rows: (B, D).
-        columns: (N, D).
-        first: row i and column first + i are a pair.
-
-    Returns:
-        (), the number of rows; (2, N), of each column the greatest logit over these rows and
-        that of its own row (-inf where it is not among these).
-    """
-    best_row = rows.new_full((len(rows),), -torch.inf)
-    best_column = rows.new_full((2, len(columns)), -torch.inf)
-    own = torch.empty_like(best_row)
-    one = rows.new_ones(())
-    for i, j, logits in _blocks(rows, columns, one, bf16=False):
-        pairs = _pairs(i, j, first, logits)
-        if pairs.numel():
-            own[_pair_rows(i, j, first)] = pairs
-        best_row[i] = torch.maximum(best_row[i], logits.amax(1))
-        best_column[0, j] = torch.maximum(best_column[0, j], logits.amax(0))
-    best_column[1, first : first + len(rows)] = own
-    return (own >= best_row).sum(), best_column
-
-
 def _wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _blocks(
-    rows: Tensor, columns: Tensor, scale: Tensor, *, bf16: bool
+def each_block(
+    rows: Tensor, columns: Tensor, scale: Tensor, *, bf16: bool = False
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, columns, their logits), block by block; the logits' memory is used again."""
     height, width = _CPU_BLOCK if rows.device.type == "cpu" else _GPU_BLOCK
@@ -124,15 +96,15 @@ def _blocks(
             yield slice(i, i + len(some)), slice(j, j + len(other)), logits
 
 
-def _pair_rows(i: slice, j: slice, first: int) -> slice:
+def pair_rows(i: slice, j: slice, first: int) -> slice:
     """The rows of a block whose pair is among its columns."""
     begin, end = max(i.start, j.start - first), min(i.stop, j.stop - first)
     return slice(begin, max(begin, end))
 
 
-def _pairs(i: slice, j: slice, first: int, logits: Tensor) -> Tensor:
+def pair_logits(i: slice, j: slice, first: int, logits: Tensor) -> Tensor:
     """A view of the logits of pairs in a block; empty where it has none."""
-    rows = _pair_rows(i, j, first)
+    rows = pair_rows(i, j, first)
     part = logits[rows.start - i.start : rows.stop - i.start]
     offset = rows.start + first - j.start
     return part.diagonal(offset) if len(part) else logits.new_empty(0)
@@ -149,7 +121,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, *, bf16: bool) -> N
 def _dot(left: Tensor, right: Tensor) -> Tensor:
     """(), the sum of the products, without room for all of them."""
     total = left.new_zeros((), dtype=_wide(left.device))
-    for some, others in zip(left.split(1024), right.split(1024), strict=True):
+    for some, others in zip(torch.split(left, 1024), torch.split(right, 1024), strict=True):
         total += torch.dot(some.flatten(), others.flatten())
     return total.to(left.dtype)
 
@@ -164,8 +136,8 @@ class _LogSumExp(torch.autograd.Function):
         of_columns = rows.new_full((len(columns),), -torch.inf, dtype=wide)
         pairs = rows.new_zeros(len(rows), dtype=wide)
         spare: Tensor | None = None
-        for i, j, logits in _blocks(rows, columns, scale, bf16=bf16):
-            pairs[_pair_rows(i, j, first)] = _pairs(i, j, first, logits).to(wide)
+        for i, j, logits in each_block(rows, columns, scale, bf16=bf16):
+            pairs[pair_rows(i, j, first)] = pair_logits(i, j, first, logits).to(wide)
             if rows.device.type == "cpu":
                 if spare is None:
                     spare = torch.empty(logits.numel())
@@ -197,7 +169,7 @@ class _LogSumExp(torch.autograd.Function):
         to_rows, to_columns = torch.zeros_like(rows), torch.zeros_like(columns)
         cpu = rows.device.type == "cpu"
         sums: Tensor | None = None
-        for i, j, logits in _blocks(rows, columns, scale, bf16=ctx.bf16):
+        for i, j, logits in each_block(rows, columns, scale, bf16=ctx.bf16):
             shift = None
             if cpu:
                 highest = min(float(of_rows[i].max()), float(of_columns[j].max()))
@@ -217,8 +189,8 @@ class _LogSumExp(torch.autograd.Function):
                 logits.sub_(of_rows[i].to(rows.dtype)[:, None]).exp_()
                 logits.mul_(grad_rows[i].to(rows.dtype)[:, None])
                 logits.add_(other.mul_(grad_columns[j].to(rows.dtype)))
-            pairs = _pairs(i, j, ctx.first, logits)
-            pairs.add_(grad_pairs[_pair_rows(i, j, ctx.first)].to(rows.dtype))
+            pairs = pair_logits(i, j, ctx.first, logits)
+            pairs.add_(grad_pairs[pair_rows(i, j, ctx.first)].to(rows.dtype))
             _add_product(to_rows[i], logits, columns[j], bf16=ctx.bf16)
             _add_product(to_columns[j], logits.T, rows[i], bf16=ctx.bf16)
         to_scale = _dot(rows, to_rows)
@@ -244,9 +216,9 @@ class _SumSoftplus(torch.autograd.Function):
         if backward:
             to_rows, to_columns = torch.zeros_like(rows), torch.zeros_like(columns)
             to_bias = rows.new_zeros((), dtype=wide)
-        for i, j, logits in _blocks(rows, columns, scale, bf16=bf16):
+        for i, j, logits in each_block(rows, columns, scale, bf16=bf16):
             logits.add_(bias)
-            pairs = _pairs(i, j, first, logits)
+            pairs = pair_logits(i, j, first, logits)
             pairs.neg_()
             total += F.softplus(logits).sum(dtype=wide)
             if backward:

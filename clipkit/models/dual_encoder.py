@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 class DualEncoderOutput(NamedTuple):
     """image_embeds and text_embeds (B, D) float32 of unit length, or None where the input was
-    not given; scale () float32, the inverse temperature."""
+    not given; scale () float32, the inverse temperature; bias () float32 of the logits, or
+    None where the model has none."""
 
     image_embeds: Tensor | None
     text_embeds: Tensor | None
     scale: Tensor
+    bias: Tensor | None = None
 
 
 class DualEncoder(nn.Module):
@@ -37,6 +39,8 @@ class DualEncoder(nn.Module):
         std: the same.
         freeze: the tower that is not trained; its projection still is. A frozen tower stays
             in evaluation mode.
+        init_bias: of a bias of the logits, which a loss of yes or no needs to be learned; none:
+            there is none. It is no part of the backbone.
 
     Reference: CLIP, https://arxiv.org/abs/2103.00020, Figure 3.
     """
@@ -51,9 +55,11 @@ class DualEncoder(nn.Module):
         std: tuple[float, float, float],
         *,
         freeze: Literal["none", "vision", "text"] = "none",
+        init_bias: float | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.logit_bias = None if init_bias is None else nn.Parameter(torch.tensor(init_bias))
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         towers = {"vision": backbone.vision_model, "text": backbone.text_model}
@@ -74,7 +80,8 @@ class DualEncoder(nn.Module):
         """
         image_embeds = None if pixel_values is None else self._embed_images(pixel_values)
         text_embeds = None if input_ids is None else self._embed_texts(input_ids)
-        return DualEncoderOutput(image_embeds, text_embeds, self.logit_scale.float().exp())
+        bias = None if self.logit_bias is None else self.logit_bias.float()
+        return DualEncoderOutput(image_embeds, text_embeds, self.logit_scale.float().exp(), bias)
 
     @property
     def logit_scale(self) -> nn.Parameter:

@@ -39,6 +39,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     *,
     card: str | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Writes the model with all it needs to embed; replaces a model that is there.
 
@@ -49,6 +50,7 @@ def save_model(
         preprocess: how the model's images and texts were made into tensors.
         tokenizer: the one it was trained with.
         card: the text of README.md; none: a short one is written.
+        weights: of the backbone, by name; none: its own, which must be whole.
 
     Raises:
         CheckpointError: ``folder`` is there and is no model.
@@ -64,7 +66,7 @@ def save_model(
     aside.mkdir(parents=True)
     try:
         with _quiet():
-            model.backbone.save_pretrained(aside)
+            model.backbone.save_pretrained(aside, state_dict=weights)
         image_processor(preprocess).save_pretrained(aside)
         _for_saving(tokenizer, preprocess).save_pretrained(aside)
         for name, content in _SENTENCE_TRANSFORMER.items():

@@ -25,6 +25,7 @@ def build_model(
     *,
     init_temperature: float,
     seed: int,
+    init_bias: float | None = None,
 ) -> DualEncoder:
     """A model to train, on the CPU, in training mode.
 
@@ -34,6 +35,7 @@ def build_model(
         tokenizer: whose ids the text tower takes.
         init_temperature: of the softmax, of a new model; another keeps its own.
         seed: the new weights are a function of it, whatever random numbers were drawn before.
+        init_bias: of the logits, for a loss that has one; see ``DualEncoder``.
 
     Raises:
         ConfigError: sizes that do not fit together, or a tokenizer that does not fit.
@@ -53,7 +55,9 @@ def build_model(
             )
             initialise(backbone)
     backbone.train()
-    return DualEncoder(backbone, preprocess.mean, preprocess.std, freeze=config.freeze)
+    return DualEncoder(
+        backbone, preprocess.mean, preprocess.std, freeze=config.freeze, init_bias=init_bias
+    )
 
 
 def _clip_config(

@@ -22,6 +22,7 @@ from torch import nn
 
 from clipkit.atomic import sync, sync_tree, write_json, write_text
 from clipkit.errors import CheckpointError
+from clipkit.training.distributed import like_parameter, whole_tensor
 from clipkit.training.failpoint import failpoint
 
 
@@ -110,18 +111,21 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, model: nn.Module
 ) -> dict[str, torch.Tensor]:
-    """The optimizer's state by parameter name: ``name::exp_avg`` and so on."""
-    return {
-        f"{name}::{key}": value.contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+    """The optimizer's state by parameter name: ``name::exp_avg`` and so on; and as
+    ``name::parameter`` what is learned beside the backbone. All ranks must call it."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if not name.startswith("backbone."):
+            tensors[f"{name}::parameter"] = parameter.detach().clone()
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}::{key}"] = whole_tensor(value).contiguous()
+    return tensors
 
 
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Undoes :func:`optimizer_tensors`.
+    """Undoes :func:`optimizer_tensors`; all ranks must call it.
 
     Raises:
         CheckpointError: the state is of another set of parameters.
@@ -131,8 +135,13 @@ def load_optimizer_tensors(
         name, key = full_name.split("::")
         if name not in parameters:
             raise CheckpointError(f"optimizer.safetensors: {name} is no parameter of this model")
-        place = value if key == "step" else value.to(parameters[name].device)
-        optimizer.state[parameters[name]][key] = place
+        parameter = parameters[name]
+        if key == "parameter":
+            parameter.data.copy_(value)
+        elif value.shape == parameter.shape and key != "step":
+            optimizer.state[parameter][key] = like_parameter(value, parameter)
+        else:
+            optimizer.state[parameter][key] = value
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

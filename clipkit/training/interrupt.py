@@ -1,37 +1,45 @@
-"""Ctrl-C ends a run between two steps, and is never lost."""
+"""Signals that ask a run to stop: it stops between two steps, and nothing is lost."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
+
+# Ctrl-C, what launchers and Slurm send before they kill, and what Slurm's --signal can send.
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+]
+
+
+class Stop:
+    """Whether this process was asked to stop, and by which signal; 0: it was not."""
+
+    signal = 0
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], None]]:
-    """Yields a function that raises KeyboardInterrupt once Ctrl-C was pressed.
+def stop_signals() -> Iterator[Stop]:
+    """Notes signals instead of dying of them, while the context lasts.
 
-    Python raises it wherever it happens to be; inside a callback of C code it is printed and
-    forgotten, and training goes on. A second Ctrl-C does what it always does, at once.
+    Python raises KeyboardInterrupt wherever it happens to be; inside a callback of C code it is
+    printed and forgotten. A second Ctrl-C does what it always does, at once.
     """
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield stop
         return
-    pressed = False
 
     def note(signum: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.signal(signal.SIGINT, before)
+        stop.signal = signum
+        if signum == signal.SIGINT:
+            signal.signal(signum, before[signum])
 
-    def check() -> None:
-        if pressed:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
-        yield check
+        yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
+import signal
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
+import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -28,10 +31,12 @@ from clipkit.errors import (
     ConfigError,
     DataError,
     NonFiniteError,
+    Preempted,
+    RunRefused,
 )
 from clipkit.evaluation.report import write_report
 from clipkit.evaluation.retrieval import evaluate_retrieval
-from clipkit.losses import contrastive_loss
+from clipkit.losses import in_batch_accuracy
 from clipkit.models import DualEncoder, build_model, resolve_attention, save_model
 from clipkit.training.card import model_card
 from clipkit.training.checkpoint import (
@@ -43,10 +48,14 @@ from clipkit.training.checkpoint import (
     save_checkpoint,
     save_tensors,
 )
+from clipkit.training.distributed import Ranks, clip_gradients, gathered, shard, whole_tensor
 from clipkit.training.failpoint import failpoint
-from clipkit.training.interrupt import interruptible
+from clipkit.training.interrupt import Stop, stop_signals
+from clipkit.training.lock import RunLock
 from clipkit.training.optim import build_optimizer, learning_rate
+from clipkit.training.peers import Peers
 from clipkit.training.run import check_unchanged, prepare_tokenizer, resolve_preprocess
+from clipkit.training.step import TrainStep, parts_of
 from clipkit.training.tracking import Clock, RunLog, check_trackers, write_status
 from clipkit.types import Batch
 
@@ -73,13 +82,42 @@ def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
         ClipkitError: one of its kinds, by what went wrong; ``status.json`` says so too.
     """
     folder = Path(config.output)
+    held = _Held()
     try:
-        with interruptible() as check:
-            return _train(config, folder, allow_change, check)
-    except ClipkitError as error:
-        if folder.is_dir():
-            write_status(folder, "failed", error.exit_code, message=str(error))
+        with stop_signals() as stop:
+            return _train(config, folder, allow_change, stop, held)
+    except RunRefused:
         raise
+    except ClipkitError as error:
+        state = "preempted" if isinstance(error, Preempted) else "failed"
+        if folder.is_dir():
+            write_status(folder, state, error.exit_code, message=str(error))
+        raise
+    except KeyboardInterrupt:
+        if folder.is_dir():
+            write_status(folder, "interrupted", 130)
+        raise
+    except RuntimeError as error:
+        # What torch raises depends on what this rank was doing when another died.
+        if held.peers is not None and (lost := held.peers.lost(patience=10)):
+            held.peers.leave(lost)
+        raise error
+    finally:
+        held.release()
+
+
+@dataclass
+class _Held:
+    """What a run holds while it lasts."""
+
+    lock: RunLock | None = None
+    peers: Peers | None = None
+
+    def release(self) -> None:
+        if self.peers is not None:
+            self.peers.close()
+        if self.lock is not None:
+            self.lock.release()
 
 
 def open_data(config: Config, *, progress: bool = True) -> tuple[Reader, dict[str, Reader]]:
@@ -130,7 +168,7 @@ def total_steps(config: Config, num_samples: int) -> int:
 
 
 def _train(
-    config: Config, folder: Path, allow_change: Sequence[str], check_interrupt: Callable[[], None]
+    config: Config, folder: Path, allow_change: Sequence[str], stop: Stop, held: _Held
 ) -> Path:
     check_trackers(config.train.trackers)
     accelerator = Accelerator(
@@ -141,13 +179,7 @@ def _train(
     )
     device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
     batch_size = config.train.batch_size
-    if batch_size % ranks:
-        near = [n for n in (batch_size // ranks * ranks, -(-batch_size // ranks) * ranks) if n]
-        raise ConfigError(
-            f"train.batch_size: {batch_size} is not divisible by {ranks} ranks; use "
-            f"{' or '.join(map(str, near))}"
-        )
-
+    parts = parts_of(config, ranks)
     config = resolve_preprocess(config)
     reader, eval_readers = _main_first(  # the others find the index made
         accelerator, lambda: open_data(config, progress=accelerator.is_main_process)
@@ -160,6 +192,13 @@ def _train(
             f"{2 ** int(math.log2(len(reader)))} or less"
         )
     folder.mkdir(parents=True, exist_ok=True)
+
+    def lock() -> None:
+        if accelerator.is_main_process:
+            held.lock = RunLock(folder)
+
+    _main_first(accelerator, lock)
+    held.peers = Peers(lambda sentence: _rank_lost(folder, rank, sentence))
     changed = _main_first(accelerator, lambda: check_unchanged(config, folder, allow_change))
     tokenizer = prepare_tokenizer(config, reader, folder, accelerator)
     steps = total_steps(config, len(reader))
@@ -170,6 +209,7 @@ def _train(
         tokenizer,
         init_temperature=config.loss.init_temperature,
         seed=config.seed,
+        init_bias=config.loss.init_bias if config.loss.kind == "sigmoid" else None,
     ).to(device)
     if accelerator.is_main_process:
         # Not before: a mistake that the tokenizer or the model finds may be put right.
@@ -177,11 +217,10 @@ def _train(
     # The device is accelerate's choice, which may be the CPU of a machine with a GPU.
     attention = resolve_attention(config.model.attention, device.type)
     model.backbone.set_attn_implementation(attention)
-    optimizer = build_optimizer(model.named_parameters(), config.optim)
-    state = _restore(folder, model, optimizer)
+    state = _restore(folder, model)
     source_key = "data.mix" if config.data.mix else "data.train"
     if state.data not in (None, reader.fingerprint) and source_key not in allow_change:
-        raise CheckpointError(
+        raise RunRefused(
             f"{reader.source.path}: these are not the samples that {folder} was started with "
             "(files, sizes, counts or filters differ), so the order of samples cannot go on. "
             "Restore them, set another output to start anew, or go on with --allow-change "
@@ -193,23 +232,35 @@ def _train(
             write_status(folder, "done", 0, step=start, total_steps=steps)
             print(f"{folder}: all {steps} steps are done; the model is in {folder / 'model'}")
         return folder / "model"
-    wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
+    sharded = config.train.distributed == "fsdp" and ranks > 1
+    wrapped = shard(model, device) if sharded else accelerator.prepare_model(model)
+    optimizer = build_optimizer(model.named_parameters(), config.optim)
+    if state.checkpoint is not None:
+        moments = load_tensors(state.checkpoint / "optimizer.safetensors")
+        load_optimizer_tensors(optimizer, model, moments)
+    wrapped_optimizer = accelerator.prepare_optimizer(optimizer)
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
     accelerator.init_trackers("clipkit")
-    encoder = Encoder(model, config.preprocess, tokenizer, device=device)
+    dtype = {"bf16": torch.bfloat16}.get(config.train.precision)  # else accelerate's doing
+    encoder = Encoder(
+        model, config.preprocess, tokenizer, device=device, autocast=dtype if sharded else None
+    )
     log = RunLog(folder, accelerator, start_step=start, total_steps=steps)
+    saved = start, time.monotonic()  # the step, and when
 
     def totals() -> dict[str, int]:
         return dict(sum(gather_object([counts]), start=Counter(state.counts)))
 
     def save(step: int) -> None:
+        nonlocal saved
         skipped = totals()
+        weights, moments = _whole_weights(model), optimizer_tensors(optimizer, model)
         if accelerator.is_main_process:
 
             def write(path: Path) -> None:
-                save_model(model, path / "model", config.preprocess, tokenizer)
-                save_tensors(path / "optimizer.safetensors", optimizer_tensors(optimizer, model))
+                save_model(model, path / "model", config.preprocess, tokenizer, weights=weights)
+                save_tensors(path / "optimizer.safetensors", moments)
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
                 facts = {
                     "step": step,
@@ -223,20 +274,39 @@ def _train(
 
             save_checkpoint(folder / "checkpoints", step, write, keep=config.train.keep)
         accelerator.wait_for_everyone()
+        saved = step, time.monotonic()
+
+    def leave(step: int, number: int) -> NoReturn:
+        """Ends a run that was asked to stop; what it has done is kept."""
+        if step > saved[0]:
+            save(step)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Preempted(
+            f"{folder}: stopped by {signal.Signals(number).name} and saved at step {step}; run the "
+            "same command to go on"
+        )
 
     def evaluate(step: int) -> dict[str, dict[str, float]]:
         results = {}
-        for name, eval_reader in eval_readers.items():
-            results[name] = evaluate_retrieval(
-                encoder,
-                eval_reader,
-                batch_size=config.eval.batch_size,
-                workers=config.data.workers,
-                max_image_pixels=config.data.max_image_pixels,
-                rank=rank,
-                world_size=ranks,
-            )
-            log.evaluation(step, name, results[name])
+        asked = model.register_forward_pre_hook(lambda *_: _raise_if(stop))
+        try:
+            for name, eval_reader in eval_readers.items():
+                with gathered(model):
+                    results[name] = evaluate_retrieval(
+                        encoder,
+                        eval_reader,
+                        batch_size=config.eval.batch_size,
+                        workers=config.data.workers,
+                        max_image_pixels=config.data.max_image_pixels,
+                        rank=rank,
+                        world_size=ranks,
+                    )
+                log.evaluation(step, name, results[name])
+        except Preempted as error:  # raised on all ranks, whichever was asked
+            leave(step, int(str(error)))
+        finally:
+            asked.remove()
         return results
 
     if accelerator.is_main_process:
@@ -253,42 +323,53 @@ def _train(
         config.preprocess,
         tokenizer,
         seed=config.seed,
-        batch_size=batch_size,
-        start_step=start,
-        steps=steps,
+        batch_size=batch_size // parts,
+        start_step=start * parts,
+        steps=steps * parts,
         rank=rank,
         world_size=ranks,
+        groups=config.loss.duplicates == "positives",
     )
+    batches = iter(loader)
+    together = Ranks()
+    train_step = TrainStep(wrapped, model, accelerator, config)
     wrapped.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
     counts: Counter[str] = Counter()  # of this rank, since this start
     nonfinite = 0
     clock = Clock()
-    for batch in loader:
+    for step in range(start, steps):
+        fault: ClipkitError | None = None
+        batch: list[Batch] = []
+        try:
+            for _ in range(parts):
+                batch.append(next(batches))
+                _count_skipped(batch[-1], counts, config)
+        except ClipkitError as error:  # all ranks end together, below
+            fault = error
         clock.data_ready()
-        check_interrupt()
-        step = batch.step
         failpoint(f"step-{step}")
-        _count_skipped(batch, counts, config)
+        minutes = (time.monotonic() - saved[1]) / 60
+        faulty, stopped, due, invalid = together.most(
+            fault is not None,
+            stop.signal,
+            rank == 0 and minutes >= (config.train.save_minutes or math.inf),
+            any(not bool(part.valid.all()) for part in batch),
+        )
+        if faulty:
+            raise _first_fault(fault)
+        if stopped:
+            leave(step, stopped)
+        if due and step > saved[0]:
+            save(step)
 
-        # Dropout, like all else that is random, is a function of (seed, step).
-        torch.manual_seed(_seed(config.seed, step, rank))
         lr = learning_rate(step, steps, config.optim)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        output = wrapped(
-            pixel_values=batch.pixel_values.to(device, non_blocking=True),
-            input_ids=batch.input_ids.to(device, non_blocking=True),
-        )
-        everything = ranks == 1 and bool(batch.valid.all())
-        loss = contrastive_loss(
-            output.image_embeds,
-            output.text_embeds,
-            output.scale,
-            None if everything else batch.valid,
-        )
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf)
+        result = train_step.gradients(batch, all_valid=not invalid)
+        if accelerator.scaler is not None:
+            accelerator.unscale_gradients(optimizer)
+        norms = clip_gradients(model, config.optim.grad_clip)
+        norm = norms["all"]
         # The norm is of the averaged gradients, so all ranks agree. A scaler, which fp16 has on
         # a GPU, meets infinities by design and skips those steps itself.
         if torch.isfinite(norm) or accelerator.scaler is not None:
@@ -298,7 +379,11 @@ def _train(
         else:
             counts["non-finite step"] += 1
             nonfinite += 1
-            log.say(f"step {step + 1}: the gradient is not finite; the step was skipped")
+            where = _dump(folder, step, batch, result.loss, norms)
+            log.say(
+                f"step {step + 1}: the gradient is not finite; the step was skipped, and its "
+                f"samples are named in {where}"
+            )
             if nonfinite >= MAX_NONFINITE_STEPS:
                 raise NonFiniteError(
                     f"step {step + 1}: {nonfinite} steps in a row had a gradient that is not "
@@ -312,13 +397,20 @@ def _train(
         clock.step_done()
         if done % config.train.log_every == 0 or done == steps:
             skipped = totals()
+            accuracy = in_batch_accuracy(
+                result.image_embeds, result.text_embeds, result.valid
+            ).tolist()
             log.train(
                 {
                     "step": done,
-                    "loss": float(accelerator.reduce(loss.detach(), "mean")),
-                    "scale": float(output.scale.detach()),
+                    "loss": float(accelerator.reduce(result.loss, "mean")),
+                    "scale": float(result.scale),
                     "lr": lr,
+                    "accuracy_image_to_text": round(accuracy[0], 5),
+                    "accuracy_text_to_image": round(accuracy[1], 5),
                     "grad_norm": float(norm),
+                    "grad_norm_vision": float(norms["vision"]),
+                    "grad_norm_text": float(norms["text"]),
                     "epoch": round(done * batch_size / len(reader), 4),
                     "images_per_second": clock.images_per_second(batch_size),
                     "data_wait": clock.data_wait(),
@@ -330,32 +422,34 @@ def _train(
             )
             clock.restart()
         last = done == steps
+        if done % config.train.save_every == 0 or last:
+            save(done)
+            clock.restart()
         if config.eval.every and done % config.eval.every == 0 and not last:
             evaluate(done)
             wrapped.train()
             clock.restart()
-        if done % config.train.save_every == 0 or last:
-            save(done)
-            clock.restart()
     loader.close()
 
     results = evaluate(steps)
-    result = folder / "model"
+    final = folder / "model"
+    weights = _whole_weights(model)
     if accelerator.is_main_process:
         card = model_card(config, samples_text(reader), steps, results)
-        save_model(model, result, config.preprocess, tokenizer, card=card)
+        save_model(model, final, config.preprocess, tokenizer, card=card, weights=weights)
         write_report(folder)
         write_status(folder, "done", 0, step=steps, total_steps=steps, metrics=results)
-        log.say(f"the model is in {result}")
+        log.say(f"the model is in {final}")
     accelerator.wait_for_everyone()
     log.close()
-    return result
+    return final
 
 
 @dataclass
 class _State:
     """What a checkpoint says besides weights and moments."""
 
+    checkpoint: Path | None = None
     step: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     scaler: dict[str, Any] | None = None
@@ -363,7 +457,7 @@ class _State:
     damaged: list[str] = field(default_factory=list)
 
 
-def _restore(folder: Path, model: DualEncoder, optimizer: torch.optim.Optimizer) -> _State:
+def _restore(folder: Path, model: DualEncoder) -> _State:
     checkpoint, damaged = find_checkpoint(folder / "checkpoints")
     if checkpoint is None:
         return _State()
@@ -374,11 +468,54 @@ def _restore(folder: Path, model: DualEncoder, optimizer: torch.optim.Optimizer)
             f"{checkpoint}: its weights are of another model ({(missing + unexpected)[0]} does "
             "not fit); set another output to start anew"
         )
-    moments = load_tensors(checkpoint / "optimizer.safetensors")
-    load_optimizer_tensors(optimizer, model, moments)
     facts = read_json(checkpoint / "state.json")
     lines = [f"damaged and passed over: {line}; going on from {checkpoint}" for line in damaged]
-    return _State(facts["step"], facts["counts"], facts["scaler"], facts["data"], lines)
+    return _State(checkpoint, facts["step"], facts["counts"], facts["scaler"], facts["data"], lines)
+
+
+def _whole_weights(model: DualEncoder) -> dict[str, torch.Tensor]:
+    """The backbone's weights by name, whole; all ranks must call it."""
+    return {name: whole_tensor(value) for name, value in model.backbone.state_dict().items()}
+
+
+def _raise_if(stop: Stop) -> None:
+    """Ends an evaluation; all ranks hear of it where their shares are joined."""
+    if stop.signal:
+        raise Preempted(str(int(stop.signal)))
+
+
+def _first_fault(fault: ClipkitError | None) -> ClipkitError:
+    """The error that ends all ranks, said by the one that met it; all ranks must call it."""
+    faults = [each for each in gather_object([fault]) if each is not None]
+    if fault is not None and str(fault) == str(faults[0]):
+        return fault
+    faults[0].said = True
+    first: ClipkitError = faults[0]
+    return first
+
+
+def _rank_lost(folder: Path, rank: int, sentence: str) -> None:
+    print(f"clipkit (rank {rank}): {sentence}", file=sys.stderr)
+    if rank == 0:
+        write_status(folder, "failed", Preempted.exit_code, message=sentence)
+
+
+def _dump(
+    folder: Path,
+    step: int,
+    batch: list[Batch],
+    loss: torch.Tensor,
+    norms: dict[str, torch.Tensor],
+) -> Path:
+    """Names the samples of a step whose gradient is not finite; all ranks must call it."""
+    path = folder / "nonfinite" / f"step-{step + 1:06d}.json"
+    own = {"loss": str(float(loss)), "samples": [key for part in batch for key in part.keys]}
+    ranks = gather_object([own])
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        path.parent.mkdir(exist_ok=True)
+        told = {name: str(float(norm)) for name, norm in norms.items()}
+        write_json(path, {"step": step + 1, "gradient_norms": told, "ranks": ranks})
+    return path
 
 
 def versions() -> dict[str, str]:
@@ -451,12 +588,6 @@ def _count_skipped(batch: Batch, counts: Counter[str], config: Config) -> None:
             f"more than data.max_skip_share={config.data.max_skip_share} allows. Mend the data or "
             "raise that share"
         )
-
-
-def _seed(seed: int, step: int, rank: int) -> int:
-    """One stream of random numbers for each step and rank."""
-    digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def _headline(

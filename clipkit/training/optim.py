@@ -14,7 +14,7 @@ from clipkit.config.schema import OptimConfig
 def build_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, in two groups.
+    """AdamW over the trainable parameters, in groups.
 
     Matrices and embeddings decay; norms, biases and ``logit_scale`` (all of fewer than two
     dimensions) do not, as in CLIP (https://arxiv.org/abs/2103.00020, section 2.5).
@@ -22,7 +22,9 @@ def build_optimizer(
     trainable = [p for _, p in named_parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim == 1], "weight_decay": 0.0},
+        # Apart, because FSDP does not shard them.
+        {"params": [p for p in trainable if p.ndim == 0], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],

@@ -15,7 +15,7 @@ from clipkit.config import Config, PreprocessConfig, config_to_dict
 from clipkit.data import Reader
 from clipkit.data.reader import some_captions
 from clipkit.data.tokenize import load_tokenizer, train_tokenizer
-from clipkit.errors import CheckpointError, ConfigError
+from clipkit.errors import ConfigError, RunRefused
 from clipkit.models import load_preprocess
 
 # What may differ when a run goes on: none of it changes what is learned.
@@ -27,6 +27,9 @@ _FREE = (
     "data.max_loss_share",
     "data.max_skip_share",
     "train.save_every",
+    "train.save_minutes",
+    "train.distributed",
+    "train.micro_batch",
     "train.keep",
     "train.log_every",
     "train.trackers",
@@ -92,7 +95,7 @@ def check_unchanged(config: Config, folder: Path, allowed: Sequence[str]) -> lis
         A line for each key that changed and may.
 
     Raises:
-        CheckpointError: a key that decides what is learned has changed.
+        RunRefused: a key that decides what is learned has changed.
     """
     path = folder / "config.yaml"
     changed: list[str] = []
@@ -110,7 +113,7 @@ def check_unchanged(config: Config, folder: Path, allowed: Sequence[str]) -> lis
             (changed if covered else refused).append(line)
     if refused:
         keys = " ".join(f"--allow-change {line.split(':')[0]}" for line in refused)
-        raise CheckpointError(
+        raise RunRefused(
             f"{folder}: this run was started with another config ({'; '.join(refused)}). Set "
             f"another output to start anew, or go on with {keys}"
         )

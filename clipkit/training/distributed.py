@@ -1,0 +1,119 @@
+"""What ranks do together: agree, shard the model (FSDP2), and make it whole again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from clipkit.models import DualEncoder
+
+
+class Ranks:
+    """Small numbers that all ranks agree on each step, without a look at the accelerator."""
+
+    def __init__(self) -> None:
+        self.number = dist.get_world_size() if dist.is_initialized() else 1
+        self._group: Any = None
+        if self.number > 1 and dist.get_backend() != "gloo":
+            self._group = dist.new_group(backend="gloo")
+
+    def most(self, *values: int) -> list[int]:
+        """The greatest of each value over all ranks."""
+        if self.number == 1:
+            return list(values)
+        tensor = torch.tensor(values)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
+        result: list[int] = tensor.tolist()
+        return result
+
+
+def shard(model: DualEncoder, device: torch.device) -> DualEncoder:
+    """Shards weights, and with them gradients and moments, over all ranks, layer by layer.
+
+    ``logit_scale`` and the bias stay whole: FSDP2 shards nothing of no dimensions. Their
+    gradients are averaged by :func:`average_whole`.
+
+    Reference: ZeRO-3, https://arxiv.org/abs/1910.02054, section 5.3; PyTorch's FSDP2.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for tower in (model.backbone.vision_model, model.backbone.text_model):
+        for layer in tower.encoder.layers:
+            fully_shard(layer, mesh=mesh)
+    whole = {p for p in model.parameters() if p.ndim == 0}
+    fully_shard(model, mesh=mesh, ignored_params=whole)
+    return model
+
+
+def average_whole(parameters: Iterable[nn.Parameter]) -> None:
+    """Averages over ranks the gradients of those parameters that FSDP leaves alone."""
+    for parameter in parameters:
+        if parameter.grad is not None and not isinstance(parameter, DTensor):
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+
+
+@contextlib.contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """A sharded model is whole inside, so that ranks may run it unequally often."""
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.unshard()
+        part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor, on every rank; all ranks must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like_parameter(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, on the parameter's device and sharded as it is; all ranks must call it."""
+    tensor = tensor.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+    return tensor
+
+
+def clip_gradients(model: nn.Module, max_norm: float | None) -> dict[str, Tensor]:
+    """Scales all gradients down to a total norm of at most ``max_norm``.
+
+    Returns:
+        The norms before that: ``all``, ``vision`` and ``text`` (towers with their projections);
+        (), the same on all ranks. Not finite if a gradient is not.
+    """
+    gradients: dict[str, list[Tensor]] = {"vision": [], "text": [], "other": []}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            if "vision_model" in name or "visual_projection" in name:
+                tower = "vision"
+            else:
+                tower = "text" if "text" in name else "other"
+            gradients[tower].append(parameter.grad)
+    norms = {
+        tower: whole_tensor(torch.nn.utils.get_total_norm(grads))
+        for tower, grads in gradients.items()
+        if grads
+    }
+    total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
+    if max_norm is not None:
+        factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
+        for grads in gradients.values():
+            if grads:
+                local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
+                torch._foreach_mul_(local, factor)
+    zero = torch.zeros_like(total)
+    return {"all": total, "vision": norms.get("vision", zero), "text": norms.get("text", zero)}

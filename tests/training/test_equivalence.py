@@ -1,0 +1,131 @@
+"""Losses, gradient norms and weights after 20 steps are one process's, however it is computed:
+{DDP, FSDP2} × {at once, in parts with all negatives, accumulated} × {InfoNCE, SigLIP}."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import ENVIRONMENT, ROOT
+from test_run import weights, write_config
+
+KINDS = ("infonce", "sigmoid")
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "cached": {"train__micro_batch": 16},
+    "accumulated": {"train__accumulate": 3},
+}
+RANKS = [2, 4] if os.environ.get("CLIPKIT_MATRIX") == "full" else [2]
+
+
+def config(folder: Path, kind: str, way: str, **changes: Any) -> Path:
+    """Twenty steps without dropout, which differs by rank; some rows are not valid."""
+    return write_config(
+        folder, loss={"kind": kind}, train__steps=20, train__save_every=20, data__evaluate={},
+        model__vision__dropout=0.0, model__text__dropout=0.0, **WAYS[way], **changes,
+    )  # fmt: skip
+
+
+def run(ranks: int, configs: list[Path], out: Path) -> dict[str, Any]:
+    command = [sys.executable]
+    if ranks > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command += [str(Path(__file__).with_name("equivalence_rank.py")), str(out), *map(str, configs)]
+    result = subprocess.run(
+        command, cwd=ROOT, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    told: dict[str, Any] = json.loads(out.read_text())
+    return told
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, all at once or accumulated."""
+    folder = tmp_path_factory.mktemp("one")
+    cells = [f"{kind}-{way}" for kind in KINDS for way in WAYS]
+    configs = [config(folder / cell, *cell.split("-")) for cell in cells]
+    run(1, configs, folder / "told.json")
+    return folder
+
+
+@pytest.fixture(scope="module", params=RANKS)
+def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each cell of the matrix on several ranks."""
+    folder = tmp_path_factory.mktemp("several")
+    configs = [
+        config(folder / f"{how}-{kind}-{way}", kind, way, train__distributed=how)
+        for how, kind, way in itertools.product(("ddp", "fsdp"), KINDS, WAYS)
+    ]
+    told = run(request.param, configs, folder / "told.json")
+    for path in configs:
+        assert told[str(path)] == {"steps": 20, "sharded": path.parent.name.startswith("fsdp")}
+    return folder
+
+
+def assert_equal(first: Path, second: Path) -> None:
+    a, b = records(first), records(second)
+    assert len(a) == len(b) == 20
+    for one, other in zip(a, b, strict=True):
+        for key in ("loss", "grad_norm", "grad_norm_vision", "grad_norm_text", "scale"):
+            assert one[key] == pytest.approx(other[key], rel=2e-4), (one["step"], key)
+    expected, found = weights(first / "run"), weights(second / "run")
+    assert expected.keys() == found.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_ranks_equal_one_process(one: Path, several: Path, how: str, kind: str, way: str) -> None:
+    assert_equal(one / f"{kind}-{way}", several / f"{how}-{kind}-{way}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_with_all_negatives_equal_the_whole_batch(one: Path, kind: str) -> None:
+    assert_equal(one / f"{kind}-plain", one / f"{kind}-cached")
+
+
+@pytest.mark.slow
+def test_parts_with_their_own_negatives_are_another_loss(one: Path) -> None:
+    plain, parts = records(one / "infonce-plain"), records(one / "infonce-accumulated")
+    # About the logarithms of 48 and of 16, as nothing is learned yet.
+    assert plain[0]["loss"] > parts[0]["loss"] + 0.8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["train.micro_batch=16", "train.accumulate=3"], "leave one out"),
+        (["train.micro_batch=20"], "train.batch_size: 48 is not divisible by train.micro_batch"),
+        (["train.micro_batch=0"], "train.micro_batch: 0; it must be above 0"),
+        (["train.accumulate=5"], "use 45 or 50"),
+        (["train.accumulate=0"], "train.accumulate: 0; it must be above 0"),
+        (["train.distributed=fsdp", "train.precision=fp16"], "use bf16"),
+        (["loss.kind=sigmoid", "loss.label_smoothing=0.1"], "no distribution to smooth"),
+        (["loss.label_smoothing=1.5"], "a share, below 1"),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused(
+    clipkit: Any, tmp_path: Path, changes: list[str], message: str
+) -> None:
+    result = clipkit("train", write_config(tmp_path), *changes)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()
