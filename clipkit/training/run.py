@@ -102,8 +102,12 @@ def check_unchanged(config: Config, folder: Path, allowed: Sequence[str]) -> lis
     refused: list[str] = []
     if path.is_file():
         # A key that came with a later version was at its default before.
-        before = dict(_leaves(config_to_dict(Config())))
-        before |= dict(_leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        saved = dict(_leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        defaults = dict(_leaves(config_to_dict(Config())))
+        # An empty section by default is none beside what it now holds.
+        held = [key for key, value in defaults.items() if value == {}]
+        full = {key for key in held if any(other.startswith(f"{key}.") for other in saved)}
+        before = {key: value for key, value in defaults.items() if key not in full} | saved
         now = dict(_leaves(config_to_dict(config)))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) == now.get(key):
