@@ -42,10 +42,10 @@ PY
 
 CLIPKIT_MATRIX=full run "19 kinds of source × (0 or 2 workers, 1 or 2 ranks) × killed and resumed elsewhere as any of these" \
     python -m pytest tests/data/test_matrix.py
-run "42 random kill -9 of training: 1 rank, 2 ranks over DDP and over FSDP2" \
-    env CLIPKIT_MATRIX=full python -m pytest tests/training/test_random_kills.py --timeout 3600
-run "losses, gradients and weights on 2 and 4 ranks are one process's" \
-    env CLIPKIT_MATRIX=full python -m pytest tests/training/test_equivalence.py --timeout 3600
+CLIPKIT_MATRIX=full run "42 random kill -9 of training: 1 rank, 2 ranks over DDP and over FSDP2" \
+    python -m pytest tests/training/test_random_kills.py --timeout 3600
+CLIPKIT_MATRIX=full run "losses, gradients and weights on 2 and 4 ranks are one process's" \
+    python -m pytest tests/training/test_equivalence.py --timeout 3600
 CLIPKIT_MUTATIONS=2000 run "2,000 random mutations each of a tar and of JPEGs" \
     python -m pytest tests/data/test_mutations.py
 mv "$result.tmp" "$result"
