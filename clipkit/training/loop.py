@@ -4,65 +4,57 @@ from __future__ import annotations
 
 import math
 import signal
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn
 
 import torch
-import torch.distributed as dist
-import transformers
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
-from clipkit._version import __version__
-from clipkit.atomic import write_json, write_text
+from clipkit.atomic import write_text
 from clipkit.config import Config, dump_config
-from clipkit.data import MixtureReader, Reader, build_train_loader, hold_back, open_source
-from clipkit.data.reader import LOSSES, samples_text
-from clipkit.data.remote import use_cache
+from clipkit.data import MixtureReader, Reader, build_train_loader
+from clipkit.data.reader import samples_text
 from clipkit.encoder import Encoder
-from clipkit.errors import (
-    CheckpointError,
-    ClipkitError,
-    ConfigError,
-    DataError,
-    NonFiniteError,
-    Preempted,
-    RunRefused,
-)
+from clipkit.errors import ClipkitError, ConfigError, NonFiniteError, Preempted, RunRefused
 from clipkit.evaluation.report import write_report
 from clipkit.evaluation.retrieval import evaluate_retrieval
 from clipkit.losses import in_batch_accuracy
-from clipkit.models import DualEncoder, build_model, resolve_attention, save_model
+from clipkit.models import DualEncoder, build_model, resolve_attention
 from clipkit.training.card import model_card
-from clipkit.training.checkpoint import (
-    find_checkpoint,
-    load_optimizer_tensors,
-    load_tensors,
-    optimizer_tensors,
-    read_json,
-    save_checkpoint,
-    save_tensors,
-)
-from clipkit.training.distributed import Ranks, clip_gradients, gathered, shard, whole_tensor
+from clipkit.training.checkpoint import load_optimizer_tensors, load_tensors
+from clipkit.training.distributed import Ranks, clip_gradients, gathered, shard
 from clipkit.training.failpoint import failpoint
+from clipkit.training.faults import (
+    dump_samples,
+    first_fault,
+    main_first,
+    raise_if_asked,
+    rank_lost,
+)
 from clipkit.training.interrupt import Stop, stop_signals
 from clipkit.training.lock import RunLock
 from clipkit.training.optim import build_optimizer, learning_rate
 from clipkit.training.peers import Peers
 from clipkit.training.run import check_unchanged, prepare_tokenizer, resolve_preprocess
+from clipkit.training.samples import (
+    check_damage,
+    count_skipped,
+    left_out,
+    open_data,
+    shares,
+    skips,
+    total_steps,
+)
+from clipkit.training.saving import Saver, restore, whole_weights
 from clipkit.training.step import TrainStep, parts_of
 from clipkit.training.tracking import Clock, RunLog, check_trackers, write_status
 from clipkit.types import Batch
 
 MAX_NONFINITE_STEPS = 10  # in a row
-T = TypeVar("T")
-# Counted beside the skips.
-_NOT_SKIPS = ("truncated caption", "replaced text", "non-finite step", "sample")
 
 
 def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
@@ -120,53 +112,6 @@ class _Held:
             self.lock.release()
 
 
-def open_data(config: Config, *, progress: bool = True) -> tuple[Reader, dict[str, Reader]]:
-    """The training source, and the splits to evaluate on by name."""
-    reader: Reader
-    use_cache(config.data.cache_gb)
-    options = {"progress": progress, "estimate": not config.data.holdout}  # which is of the rows
-    if mix := config.data.mix:
-        parts = {name: open_source(source, **options) for name, source in mix.items()}
-        reader = MixtureReader(parts, [source.weight for source in mix.values()])
-    else:
-        reader = open_source(config.data.train, **options)
-    splits = {}
-    if config.data.holdout:
-        reader, splits["holdout"] = hold_back(reader, config.data.holdout)
-    for name, source in config.data.evaluate.items():
-        splits[name] = open_source(source, progress=progress)
-    wanted = config.eval.splits
-    return reader, {n: r for n, r in splits.items() if wanted is None or n in wanted}
-
-
-def _main_first(accelerator: Accelerator, action: Callable[[], T]) -> T:
-    """What ``action`` returns, in the main process first. A user's mistake that it finds there
-    ends all ranks alike, and is said once.
-
-    Raises:
-        ClipkitError: what ``action`` raised in the main process.
-    """
-    told: list[ClipkitError | None] = [None]
-    if accelerator.is_main_process:
-        try:
-            result = action()
-        except ClipkitError as error:
-            told = [error]
-    broadcast_object_list(told)
-    if told[0] is not None:
-        told[0].said = not accelerator.is_main_process
-        raise told[0]
-    return result if accelerator.is_main_process else action()
-
-
-def total_steps(config: Config, num_samples: int) -> int:
-    """Optimizer steps of a run over ``num_samples`` samples an epoch."""
-    if config.train.steps is not None:
-        return config.train.steps
-    assert config.train.epochs is not None
-    return max(1, math.ceil(config.train.epochs * num_samples / config.train.batch_size))
-
-
 def _train(
     config: Config, folder: Path, allow_change: Sequence[str], stop: Stop, held: _Held
 ) -> Path:
@@ -181,10 +126,10 @@ def _train(
     batch_size = config.train.batch_size
     parts = parts_of(config, ranks)
     config = resolve_preprocess(config)
-    reader, eval_readers = _main_first(  # the others find the index made
+    reader, eval_readers = main_first(  # the others find the index made
         accelerator, lambda: open_data(config, progress=accelerator.is_main_process)
     )
-    _check_loss(reader, config.data.max_loss_share)
+    check_damage(reader, config.data.max_loss_share)
     if batch_size > len(reader):
         raise ConfigError(
             f"train.batch_size: {batch_size} is more than the {len(reader)} samples of "
@@ -197,9 +142,9 @@ def _train(
         if accelerator.is_main_process:
             held.lock = RunLock(folder)
 
-    _main_first(accelerator, lock)
-    held.peers = Peers(lambda sentence: _rank_lost(folder, rank, sentence))
-    changed = _main_first(accelerator, lambda: check_unchanged(config, folder, allow_change))
+    main_first(accelerator, lock)
+    held.peers = Peers(lambda sentence: rank_lost(folder, rank, sentence))
+    changed = main_first(accelerator, lambda: check_unchanged(config, folder, allow_change))
     tokenizer = prepare_tokenizer(config, reader, folder, accelerator)
     steps = total_steps(config, len(reader))
 
@@ -217,7 +162,7 @@ def _train(
     # The device is accelerate's choice, which may be the CPU of a machine with a GPU.
     attention = resolve_attention(config.model.attention, device.type)
     model.backbone.set_attn_implementation(attention)
-    state = _restore(folder, model)
+    state = restore(folder, model)
     source_key = "data.mix" if config.data.mix else "data.train"
     if state.data not in (None, reader.fingerprint) and source_key not in allow_change:
         raise RunRefused(
@@ -247,38 +192,27 @@ def _train(
         model, config.preprocess, tokenizer, device=device, autocast=dtype if sharded else None
     )
     log = RunLog(folder, accelerator, start_step=start, total_steps=steps)
-    saved = start, time.monotonic()  # the step, and when
+    saver = Saver(
+        folder,
+        model,
+        optimizer,
+        accelerator,
+        config.preprocess,
+        tokenizer,
+        data=reader.fingerprint,
+        keep=config.train.keep,
+        step=start,
+    )
 
     def totals() -> dict[str, int]:
         return dict(sum(gather_object([counts]), start=Counter(state.counts)))
 
     def save(step: int) -> None:
-        nonlocal saved
-        skipped = totals()
-        weights, moments = _whole_weights(model), optimizer_tensors(optimizer, model)
-        if accelerator.is_main_process:
-
-            def write(path: Path) -> None:
-                save_model(model, path / "model", config.preprocess, tokenizer, weights=weights)
-                save_tensors(path / "optimizer.safetensors", moments)
-                scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-                facts = {
-                    "step": step,
-                    "counts": skipped,
-                    "scaler": scaler,
-                    "data": reader.fingerprint,
-                    "world_size": ranks,
-                    "versions": versions(),
-                }
-                write_json(path / "state.json", facts)
-
-            save_checkpoint(folder / "checkpoints", step, write, keep=config.train.keep)
-        accelerator.wait_for_everyone()
-        saved = step, time.monotonic()
+        saver.save(step, totals())
 
     def leave(step: int, number: int) -> NoReturn:
         """Ends a run that was asked to stop; what it has done is kept."""
-        if step > saved[0]:
+        if step > saver.step:
             save(step)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -289,7 +223,7 @@ def _train(
 
     def evaluate(step: int) -> dict[str, dict[str, float]]:
         results = {}
-        asked = model.register_forward_pre_hook(lambda *_: _raise_if(stop))
+        asked = model.register_forward_pre_hook(lambda *_: raise_if_asked(stop))
         try:
             for name, eval_reader in eval_readers.items():
                 with gathered(model):
@@ -310,11 +244,11 @@ def _train(
         return results
 
     if accelerator.is_main_process:
-        for line in [*state.damaged, *changed, *_left_out(reader), *reader.damage]:
+        for line in [*state.damaged, *changed, *left_out(reader), *reader.damage]:
             log.say(line)
         log.say(_headline(config, reader, model, start, steps, accelerator))
         if isinstance(reader, MixtureReader):
-            log.say(_shares(reader, steps * batch_size))
+            log.say(shares(reader, steps * batch_size))
         write_status(folder, "running", None, step=start, total_steps=steps)
 
     loader = build_train_loader(
@@ -343,23 +277,22 @@ def _train(
         try:
             for _ in range(parts):
                 batch.append(next(batches))
-                _count_skipped(batch[-1], counts, config)
+                count_skipped(batch[-1], counts, config)
         except ClipkitError as error:  # all ranks end together, below
             fault = error
         clock.data_ready()
         failpoint(f"step-{step}")
-        minutes = (time.monotonic() - saved[1]) / 60
         faulty, stopped, due, invalid = together.most(
             fault is not None,
             stop.signal,
-            rank == 0 and minutes >= (config.train.save_minutes or math.inf),
+            rank == 0 and saver.minutes() >= (config.train.save_minutes or math.inf),
             any(not bool(part.valid.all()) for part in batch),
         )
         if faulty:
-            raise _first_fault(fault)
+            raise first_fault(fault)
         if stopped:
             leave(step, stopped)
-        if due and step > saved[0]:
+        if due and step > saver.step:
             save(step)
 
         lr = learning_rate(step, steps, config.optim)
@@ -379,7 +312,7 @@ def _train(
         else:
             counts["non-finite step"] += 1
             nonfinite += 1
-            where = _dump(folder, step, batch, result.loss, norms)
+            where = dump_samples(folder, step, batch, result.loss, norms)
             log.say(
                 f"step {step + 1}: the gradient is not finite; the step was skipped, and its "
                 f"samples are named in {where}"
@@ -414,7 +347,7 @@ def _train(
                     "epoch": round(done * batch_size / len(reader), 4),
                     "images_per_second": clock.images_per_second(batch_size),
                     "data_wait": clock.data_wait(),
-                    "skipped": sum(n for key, n in skipped.items() if key not in _NOT_SKIPS),
+                    "skipped": sum(skips(skipped).values()),
                     "truncated_captions": skipped.get("truncated caption", 0),
                     "captions_not_utf8": skipped.get("replaced text", 0),
                     "skipped_steps": skipped.get("non-finite step", 0),
@@ -433,161 +366,16 @@ def _train(
 
     results = evaluate(steps)
     final = folder / "model"
-    weights = _whole_weights(model)
+    weights = whole_weights(model)
     if accelerator.is_main_process:
         card = model_card(config, samples_text(reader), steps, results)
-        save_model(model, final, config.preprocess, tokenizer, card=card, weights=weights)
+        saver.save_model(final, weights, card)
         write_report(folder)
         write_status(folder, "done", 0, step=steps, total_steps=steps, metrics=results)
         log.say(f"the model is in {final}")
     accelerator.wait_for_everyone()
     log.close()
     return final
-
-
-@dataclass
-class _State:
-    """What a checkpoint says besides weights and moments."""
-
-    checkpoint: Path | None = None
-    step: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
-    scaler: dict[str, Any] | None = None
-    data: str | None = None
-    damaged: list[str] = field(default_factory=list)
-
-
-def _restore(folder: Path, model: DualEncoder) -> _State:
-    checkpoint, damaged = find_checkpoint(folder / "checkpoints")
-    if checkpoint is None:
-        return _State()
-    weights = load_tensors(checkpoint / "model" / "model.safetensors")
-    missing, unexpected = model.backbone.load_state_dict(weights, strict=False)
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{checkpoint}: its weights are of another model ({(missing + unexpected)[0]} does "
-            "not fit); set another output to start anew"
-        )
-    facts = read_json(checkpoint / "state.json")
-    lines = [f"damaged and passed over: {line}; going on from {checkpoint}" for line in damaged]
-    return _State(checkpoint, facts["step"], facts["counts"], facts["scaler"], facts["data"], lines)
-
-
-def _whole_weights(model: DualEncoder) -> dict[str, torch.Tensor]:
-    """The backbone's weights by name, whole; all ranks must call it."""
-    return {name: whole_tensor(value) for name, value in model.backbone.state_dict().items()}
-
-
-def _raise_if(stop: Stop) -> None:
-    """Ends an evaluation; all ranks hear of it where their shares are joined."""
-    if stop.signal:
-        raise Preempted(str(int(stop.signal)))
-
-
-def _first_fault(fault: ClipkitError | None) -> ClipkitError:
-    """The error that ends all ranks, said by the one that met it; all ranks must call it."""
-    faults = [each for each in gather_object([fault]) if each is not None]
-    if fault is not None and str(fault) == str(faults[0]):
-        return fault
-    faults[0].said = True
-    first: ClipkitError = faults[0]
-    return first
-
-
-def _rank_lost(folder: Path, rank: int, sentence: str) -> None:
-    print(f"clipkit (rank {rank}): {sentence}", file=sys.stderr)
-    if rank == 0:
-        write_status(folder, "failed", Preempted.exit_code, message=sentence)
-
-
-def _dump(
-    folder: Path,
-    step: int,
-    batch: list[Batch],
-    loss: torch.Tensor,
-    norms: dict[str, torch.Tensor],
-) -> Path:
-    """Names the samples of a step whose gradient is not finite; all ranks must call it."""
-    path = folder / "nonfinite" / f"step-{step + 1:06d}.json"
-    own = {"loss": str(float(loss)), "samples": [key for part in batch for key in part.keys]}
-    ranks = gather_object([own])
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        path.parent.mkdir(exist_ok=True)
-        told = {name: str(float(norm)) for name, norm in norms.items()}
-        write_json(path, {"step": step + 1, "gradient_norms": told, "ranks": ranks})
-    return path
-
-
-def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
-    return {
-        "clipkit": __version__,
-        "torch": str(torch.__version__),
-        "transformers": str(transformers.__version__),
-    }
-
-
-def _shares(reader: MixtureReader, positions: int) -> str:
-    """What the mixture comes to, in samples as they are drawn and in epochs of each source."""
-    told = []
-    for name, part, count in zip(reader.names, reader.parts, reader.drawn(positions), strict=True):
-        told.append(
-            f"{name} {count / positions:.2%} ({count:,} samples, {count / len(part):.2f} epochs)"
-        )
-    return f"mixture: {', '.join(told)}"
-
-
-def _left_out(reader: Reader) -> list[str]:
-    path = reader.source.path
-    return [f"{path}: left out {count:,} × {why}" for why, count in reader.dropped.items()]
-
-
-def _check_loss(reader: Reader, most: float) -> None:
-    """Refuses a source of which too much is lost to damaged files.
-
-    Raises:
-        DataError: the files are named.
-    """
-    if reader.lost > most * (len(reader) + reader.lost):
-        first = " ".join(reader.damage[:3])
-        more = f" And {len(reader.damage) - 3} more." if len(reader.damage) > 3 else ""
-        raise DataError(
-            f"{first}{more} Of {len(reader) + reader.lost} samples {reader.lost} or more are lost, "
-            f"more than data.max_loss_share={most} allows. Copy the files anew, or raise that share"
-        )
-
-
-def _count_skipped(batch: Batch, counts: Counter[str], config: Config) -> None:
-    """Counts what a batch left out; too much of it ends the run.
-
-    Raises:
-        DataError: more than ``data.max_skip_share`` of the samples cannot be used, or more than
-            ``data.max_loss_share`` are lost to damage.
-    """
-    counts["sample"] += len(batch.keys)
-    counts["truncated caption"] += batch.truncated
-    counts["replaced text"] += batch.replaced
-    for skip in batch.skipped:
-        counts[skip.reason] += 1
-    reasons = {key: n for key, n in counts.items() if key not in _NOT_SKIPS}
-    skipped, seen = sum(reasons.values()), counts["sample"]
-    lost = sum(counts[reason] for reason in LOSSES)
-    if lost > config.data.max_loss_share * max(seen, 10_000):
-        first = next(skip for skip in batch.skipped if skip.reason in LOSSES)
-        raise DataError(
-            f"{first.origin}: {first.reason}; {lost} of {seen} samples are lost to damage, more "
-            f"than data.max_loss_share={config.data.max_loss_share} allows. Copy the file anew, "
-            "or raise that share"
-        )
-    # Below 200 samples a share says little.
-    if skipped > config.data.max_skip_share * max(seen, 200) or skipped == seen:
-        first = batch.skipped[0]
-        told = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
-        raise DataError(
-            f"{first.origin}: {first.reason}; {skipped} of {seen} samples cannot be used ({told}), "
-            f"more than data.max_skip_share={config.data.max_skip_share} allows. Mend the data or "
-            "raise that share"
-        )
 
 
 def _headline(

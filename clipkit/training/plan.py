@@ -11,8 +11,8 @@ from clipkit.data.reader import samples_text, some_captions
 from clipkit.data.tokenize import load_tokenizer, train_tokenizer
 from clipkit.losses import contrastive_loss
 from clipkit.models import DualEncoder, build_model
-from clipkit.training.loop import open_data, total_steps
 from clipkit.training.run import resolve_preprocess
+from clipkit.training.samples import open_data, total_steps
 from clipkit.types import Batch
 
 _PROBE = 8  # samples that one measured forward pass takes

@@ -14,7 +14,7 @@ import torch
 from clipkit.config.load import load_config
 from clipkit.data import build_train_loader
 from clipkit.data.tokenize import load_tokenizer
-from clipkit.training.loop import open_data
+from clipkit.training.samples import open_data
 from clipkit.types import Batch
 
 
