@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,13 +56,16 @@ def evaluate(
     folder: Path, split: str, *, caption: str | None = None, full: bool
 ) -> dict[str, float]:
     """Retrieval on a split, in its own gallery or in that of all emoji."""
-    out = folder / "eval.json"
-    arguments = ["eval", str(folder), f"data/emoji/{split}-*.tar", "--json", str(out)]
-    if caption:
-        arguments += ["--caption", caption]
+    arguments = ["--caption", caption] if caption else []
     if full:
         arguments += ["--gallery", *EVERYTHING]
-    clipkit(*arguments)
+    return measure(folder, f"data/emoji/{split}-*.tar", *arguments)
+
+
+def measure(folder: Path, source: str, *arguments: str) -> dict[str, float]:
+    """What ``clipkit eval`` finds."""
+    out = folder / "eval.json"
+    clipkit("eval", str(folder), source, "--json", str(out), *arguments)
     metrics: dict[str, float] = json.loads(out.read_text())["metrics"]
     return metrics
 
@@ -105,6 +109,17 @@ def choices(runs: Path) -> None:
     print("|---|---|---|---|---|", *table, sep="\n")
 
 
+def machine() -> str:
+    """The day, the processor and the versions that decide the numbers."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("torch", "transformers"))
+    threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
+    day = time.strftime("%Y-%m-%d")
+    return f"{day}, {os.cpu_count()} cores of {name}, threads {threads}, {versions}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("seeds", "choices"))
@@ -116,7 +131,7 @@ def main() -> None:
         seeds(args.runs, args.count)
     else:
         choices(args.runs)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
+    print(machine())
 
 
 if __name__ == "__main__":

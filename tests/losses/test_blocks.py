@@ -170,3 +170,22 @@ def test_flags_and_groups_of_another_shape_are_refused(what: str, shape: tuple[i
     given = {what: torch.zeros(shape, dtype=torch.bool if what == "valid" else torch.int64)}
     with pytest.raises(ValueError, match=f"contrastive_loss: {what}"):
         contrastive_loss(images, texts, torch.tensor(1.0), **given)
+
+
+@pytest.mark.parametrize("kind", ["infonce", "sigmoid"])
+def test_equal_captions_as_positives_change_the_sigmoid_loss_and_not_infonce(kind: str) -> None:
+    """Each of ten texts stands in the batch several times, with one vector for all of them."""
+    images, texts = pairs(64)
+    names = torch.arange(64) % 10
+    groups = torch.stack([names, torch.arange(64)], dim=1)
+    gradients = []
+    for given in (None, groups):
+        leaves = [images.clone().requires_grad_(), texts[:10].clone().requires_grad_()]
+        scale, bias = torch.tensor(20.0), torch.tensor(-10.0)
+        if kind == "sigmoid":
+            loss = sigmoid_loss(leaves[0], leaves[1][names], scale, bias, groups=given)
+        else:
+            loss = contrastive_loss(leaves[0], leaves[1][names], scale, groups=given)
+        gradients.append(torch.cat(torch.autograd.grad(loss, leaves)))
+    difference = float((gradients[1] - gradients[0]).abs().max() / gradients[0].abs().max())
+    assert difference < 1e-5 if kind == "infonce" else difference > 0.1
