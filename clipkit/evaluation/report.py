@@ -46,8 +46,10 @@ def write_report(
     sections = [_headline(train, latest)]
     if latest:
         sections.append(section("Retrieval", _metric_table(latest), _reading_help(latest)))
-    if charts := _charts(train, evals):
+    if charts := _charts(train, evals, [r for r in records if r.get("kind") == "start"]):
         sections.append(section("Training", f'<div class="charts">{"".join(charts)}</div>'))
+    if spikes := [r for r in records if r.get("kind") == "spike"]:
+        sections.append(section("Loss spikes", _spike_table(spikes)))
     sections += [gallery(each) for each in galleries]
     config = folder / "config.yaml"
     if config.is_file():
@@ -129,12 +131,19 @@ def _headline(train: Sequence[Mapping[str, Any]], latest: Mapping[str, Mapping[s
         speeds = sorted(_series(train, "images_per_second", "").values)
         if speeds:
             facts.append(("images/s, median", f"{speeds[len(speeds) // 2]:,.0f}"))
+        used = sorted(_series(train, "utilisation", "").values)
+        if used:
+            facts.append(("model FLOPs utilisation, median", f"{used[len(used) // 2]:.0%}"))
         if last.get("skipped"):
             facts.append(("samples skipped", _show(last["skipped"], ",.0f")))
     return tiles(facts) if facts else ""
 
 
-def _charts(train: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> list[str]:
+def _charts(
+    train: Sequence[Mapping[str, Any]],
+    evals: Sequence[Mapping[str, Any]],
+    starts: Sequence[Mapping[str, Any]],
+) -> list[str]:
     drawn: list[str | None] = [chart("Loss", [_series(train, "loss", "loss")])]
     for split in dict.fromkeys(str(r.get("split")) for r in evals):
         here = [r for r in evals if str(r.get("split")) == split]
@@ -142,19 +151,56 @@ def _charts(train: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any
             _series(here, f"{key}_R@{k}", f"{words} R@{k}") for key, words in _WAYS for k in (1, 5)
         ]
         drawn.append(chart(f"Retrieval on {split}", lines, share=True))
+    accuracies = [_series(train, f"accuracy_{key}", words) for key, words in _WAYS]
+    drawn.append(chart("Right within the batch", accuracies, share=True))
+    norms = {"grad_norm": "all", "grad_norm_vision": "image tower", "grad_norm_text": "text tower"}
+    drawn.append(chart("Scale (inverse temperature)", [_series(train, "scale", "scale")]))
+    drawn.append(chart("Learning rate", [_series(train, "lr", "lr")]))
+    drawn.append(chart("Gradient norm", [_series(train, *each) for each in norms.items()]))
     for key, title in (
-        ("scale", "Scale (inverse temperature)"),
-        ("lr", "Learning rate"),
-        ("grad_norm", "Gradient norm"),
         ("images_per_second", "Images a second"),
+        ("tokens_per_second", "Text tokens a second"),
+        ("memory_gib", "Most memory of a rank, GiB"),
     ):
         drawn.append(chart(title, [_series(train, key, key.replace("_", " "))]))
+    ceilings = {
+        f"{_show(r.get('ceiling_tflops'), '.3g')} TFLOP/s ({r.get('ceiling_source')})"
+        for r in starts
+    }
+    drawn.append(
+        chart(
+            "Model FLOPs utilisation",
+            [_series(train, "utilisation", "share")],
+            share=True,
+            note=f"Of {'; of '.join(sorted(ceilings))}." if ceilings else "",
+        )
+    )
     drawn.append(
         chart("Time spent waiting for data", [_series(train, "data_wait", "share")], share=True)
     )
     if any(r.get("skipped") for r in train):
         drawn.append(chart("Samples skipped so far", [_series(train, "skipped", "skipped")]))
     return [each for each in drawn if each is not None]
+
+
+def _spike_table(spikes: Sequence[Mapping[str, Any]]) -> str:
+    """The first and the last of them, each with what it is compared with."""
+    shown = [*spikes[:10], *spikes[max(10, len(spikes) - 10) :]]
+    rows = [
+        [
+            _show(r.get("step"), ",.0f"),
+            *(
+                f"{_show(r.get(key), '.3g')} ({_show(r.get(f'median_{key}'), '.3g')})"
+                if f"median_{key}" in r
+                else _show(r.get(key), ".3g")
+                for key in ("loss", "grad_norm")
+            ),
+            _show(r.get("data_wait"), ".0%"),
+        ]
+        for r in shown
+    ]
+    header = ["step", "loss (recent median)", "gradient norm (recent median)", "data wait"]
+    return table(header, rows)
 
 
 def _series(records: Sequence[Mapping[str, Any]], key: str, name: str) -> Series:

@@ -34,6 +34,14 @@ class Ranks:
         result: list[int] = tensor.tolist()
         return result
 
+    def total(self, *values: float) -> list[float]:
+        """The sum of each value over all ranks."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        if self.number > 1:
+            dist.all_reduce(tensor, group=self._group)
+        result: list[float] = tensor.tolist()
+        return result
+
 
 def shard(model: DualEncoder, device: torch.device) -> DualEncoder:
     """Shards weights, and with them gradients and moments, over all ranks, layer by layer.

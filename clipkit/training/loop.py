@@ -25,6 +25,7 @@ from clipkit.evaluation.retrieval import evaluate_retrieval
 from clipkit.losses import in_batch_accuracy
 from clipkit.models import DualEncoder, build_model, resolve_attention
 from clipkit.training.card import model_card
+from clipkit.training.ceiling import find_ceiling
 from clipkit.training.checkpoint import load_optimizer_tensors, load_tensors
 from clipkit.training.distributed import Ranks, clip_gradients, gathered, shard
 from clipkit.training.failpoint import failpoint
@@ -37,6 +38,7 @@ from clipkit.training.faults import (
 )
 from clipkit.training.interrupt import Stop, stop_signals
 from clipkit.training.lock import RunLock
+from clipkit.training.meter import Meter
 from clipkit.training.optim import build_optimizer, learning_rate
 from clipkit.training.peers import Peers
 from clipkit.training.run import check_unchanged, prepare_tokenizer, resolve_preprocess
@@ -50,8 +52,9 @@ from clipkit.training.samples import (
     total_steps,
 )
 from clipkit.training.saving import Saver, restore, whole_weights
+from clipkit.training.spikes import Spikes
 from clipkit.training.step import TrainStep, parts_of
-from clipkit.training.tracking import Clock, RunLog, check_trackers, write_status
+from clipkit.training.tracking import RunLog, check_trackers, write_status
 from clipkit.types import Batch
 
 MAX_NONFINITE_STEPS = 10  # in a row
@@ -270,7 +273,10 @@ def _train(
     wrapped.train()
     counts: Counter[str] = Counter()  # of this rank, since this start
     nonfinite = 0
-    clock = Clock()
+    spikes = Spikes()
+    ceiling = find_ceiling(device, config.train.precision)
+    log.begin(ceiling, ranks=ranks)
+    meter = Meter(model, ceiling, together)
     for step in range(start, steps):
         fault: ClipkitError | None = None
         batch: list[Batch] = []
@@ -280,7 +286,7 @@ def _train(
                 count_skipped(batch[-1], counts, config)
         except ClipkitError as error:  # all ranks end together, below
             fault = error
-        clock.data_ready()
+        meter.data_ready()
         failpoint(f"step-{step}")
         faulty, stopped, due, invalid = together.most(
             fault is not None,
@@ -302,10 +308,11 @@ def _train(
         if accelerator.scaler is not None:
             accelerator.unscale_gradients(optimizer)
         norms = clip_gradients(model, config.optim.grad_clip)
-        norm = norms["all"]
-        # The norm is of the averaged gradients, so all ranks agree. A scaler, which fp16 has on
-        # a GPU, meets infinities by design and skips those steps itself.
-        if torch.isfinite(norm) or accelerator.scaler is not None:
+        # The step's one wait for the device. The norm is of the averaged gradients, so all ranks
+        # agree. A scaler, which fp16 has on a GPU, meets infinities by design and skips those
+        # steps itself.
+        norm, own_loss = torch.stack([norms["all"], result.loss]).tolist()
+        if math.isfinite(norm) or accelerator.scaler is not None:
             wrapped_optimizer.step()
             model.clamp_scale(config.loss.max_scale)
             nonfinite = 0
@@ -327,7 +334,10 @@ def _train(
 
         done = step + 1
         log.advance(done)
-        clock.step_done()
+        meter.step_done(batch)
+        if medians := spikes.find(loss=own_loss, grad_norm=norm):
+            seen = {"loss": own_loss, "grad_norm": norm, "data_wait": meter.step_share}
+            log.spiked(done, seen, medians)
         if done % config.train.log_every == 0 or done == steps:
             skipped = totals()
             accuracy = in_batch_accuracy(
@@ -341,27 +351,26 @@ def _train(
                     "lr": lr,
                     "accuracy_image_to_text": round(accuracy[0], 5),
                     "accuracy_text_to_image": round(accuracy[1], 5),
-                    "grad_norm": float(norm),
+                    "grad_norm": norm,
                     "grad_norm_vision": float(norms["vision"]),
                     "grad_norm_text": float(norms["text"]),
                     "epoch": round(done * batch_size / len(reader), 4),
-                    "images_per_second": clock.images_per_second(batch_size),
-                    "data_wait": clock.data_wait(),
+                    **meter.rates(),
                     "skipped": sum(skips(skipped).values()),
                     "truncated_captions": skipped.get("truncated caption", 0),
                     "captions_not_utf8": skipped.get("replaced text", 0),
                     "skipped_steps": skipped.get("non-finite step", 0),
                 }
             )
-            clock.restart()
+            meter.restart()
         last = done == steps
         if done % config.train.save_every == 0 or last:
             save(done)
-            clock.restart()
+            meter.restart()
         if config.eval.every and done % config.eval.every == 0 and not last:
             evaluate(done)
             wrapped.train()
-            clock.restart()
+            meter.restart()
     loader.close()
 
     results = evaluate(steps)

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ from clipkit.atomic import write_json, write_text
 from clipkit.display.console import bar_size
 from clipkit.errors import ConfigError
 from clipkit.evaluation.report import read_metrics
+from clipkit.training.ceiling import Ceiling
+
+WIDTH = 100  # columns that no line is wider than, but for a path that is
+_BAR = 44  # of them, that the bar takes beside its text
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -34,32 +39,6 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"train.trackers: {name}; accelerate knows {', '.join(known)}")
         if name != "all" and name not in installed:
             raise ConfigError(f"train.trackers: {name} is not installed; pip install {name}")
-
-
-class Clock:
-    """Times a window of steps: images a second, and the share spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Begins a window; what came before it, such as an evaluation, is not counted."""
-        self.begin = self.last = time.perf_counter()
-        self.waited = 0.0
-        self.steps = 0
-
-    def data_ready(self) -> None:
-        self.waited += time.perf_counter() - self.last
-
-    def step_done(self) -> None:
-        self.steps += 1
-        self.last = time.perf_counter()
-
-    def images_per_second(self, batch_size: int) -> float:
-        return round(self.steps * batch_size / max(self.last - self.begin, 1e-9), 1)
-
-    def data_wait(self) -> float:
-        return round(self.waited / max(self.last - self.begin, 1e-9), 4)
 
 
 class RunLog:
@@ -86,16 +65,25 @@ class RunLog:
         kept = [r for r in read_metrics(path) if r["step"] <= start_step]
         write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
         self.file = path.open("a", encoding="utf-8")
+        self.spike = -1  # the last step that was one
         if sys.stderr.isatty():
+            room = bar_size()
+            room["ncols"] = min(room["ncols"], WIDTH)
             self.bar = tqdm(
-                total=total_steps, initial=start_step, unit="step", desc="train",
-                file=sys.stderr, **bar_size(),
-            )  # fmt: skip
+                total=total_steps,
+                initial=start_step,
+                bar_format="train {n_fmt}/{total_fmt} |{bar}| {desc}eta {remaining}",
+                file=sys.stderr,
+                **room,
+            )
 
     def say(self, line: str) -> None:
-        """A line for the reader, above the progress bar."""
+        """A line for the reader, above the progress bar; more than one where it is long."""
         if not self.main:
             return
+        line = textwrap.fill(
+            line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
         else:
@@ -106,24 +94,55 @@ class RunLog:
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
 
+    def begin(self, ceiling: Ceiling, **facts: Any) -> None:
+        """One record of what a start runs on; the ceiling is what ``utilisation`` is a share of."""
+        rate = round(ceiling.flops_per_second / 1e12, 4)
+        peak = {"ceiling_tflops": rate, "ceiling_source": ceiling.source}
+        self._write({"kind": "start", "step": self.start_step, **peak, **facts})
+
     def train(self, record: dict[str, Any]) -> None:
-        """One record of training; see ``loop.py`` for its keys."""
+        """One record of training; see ``loop.py`` and ``meter.py`` for its keys."""
         self._write({"kind": "train", **record})
         if not self.main:
             return
         step = record["step"]
-        short = (
-            f"loss {record['loss']:.3f}  scale {record['scale']:.1f}  lr {record['lr']:.1e}  "
-            f"{record['images_per_second']:.0f} img/s  data {record['data_wait']:.0%}"
-        )
-        if record["skipped"]:
-            short += f"  skipped {record['skipped']}"
+        done = step - self.start_step
+        left = (time.perf_counter() - self.started) / done * (self.total_steps - step)
+        shown = {
+            "step": f"step {step}/{self.total_steps}",
+            "loss": f"loss {record['loss']:.3f}",
+            "scale": f"scale {record['scale']:.1f}",
+            "lr": f"lr {record['lr']:.1e}",
+            "speed": f"{record['images_per_second']:.0f} img/s",
+            "utilisation": f"MFU {record['utilisation']:.0%}",
+            "wait": f"data {record['data_wait']:.0%}",
+            "skipped": f"skipped {record['skipped']}" if record["skipped"] else "",
+            "eta": f"eta {_clock(left)}",
+        }
         if self.bar is not None:
-            self.bar.set_postfix_str(short)
+            del shown["step"], shown["eta"]  # the bar has its own
+            self.bar.set_description_str(_fit(shown, self.bar.ncols - _BAR) + "  ")
         else:
-            done = step - self.start_step
-            left = (time.perf_counter() - self.started) / done * (self.total_steps - step)
-            self.say(f"step {step}/{self.total_steps}  {short}  eta {_clock(left)}")
+            self.say(_fit(shown, WIDTH))
+
+    def spiked(self, step: int, values: dict[str, float], medians: dict[str, float]) -> None:
+        """One record of a step that stands out; only the first of several in a row is said.
+
+        Args:
+            step: how many are done with it.
+            values: ``loss`` (of the main process's share), ``grad_norm``, ``data_wait``.
+            medians: of the steps before, of what stands out.
+        """
+        before = {f"median_{name}": value for name, value in medians.items()}
+        self._write({"kind": "spike", "step": step, **values, **before})
+        if self.spike != step - 1:
+            told = ", ".join(
+                f"{name.replace('grad_norm', 'gradient norm')} {values[name]:.3g}"
+                + (f" (median of recent steps {medians[name]:.3g})" if name in medians else "")
+                for name in ("loss", "grad_norm")
+            )
+            self.say(f"step {step}: spike: {told}, waited for data {values['data_wait']:.0%}")
+        self.spike = step
 
     def evaluation(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """One record of evaluation on a named split."""
@@ -171,3 +190,12 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _fit(shown: dict[str, str], width: int) -> str:
+    """All that is shown in one line; what matters least goes where there is no room."""
+    left = {name: text for name, text in shown.items() if text}
+    for name in ("scale", "lr", "utilisation", "wait", "speed", "eta"):
+        if len("  ".join(left.values())) > width:
+            left.pop(name, None)
+    return "  ".join(left.values())

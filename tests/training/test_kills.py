@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from command_line import ENVIRONMENT, ROOT, Run
-from test_run import losses, write_config
+from test_run import losses, said, write_config
 
 ALONE = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
 LONG = {"train__steps": 100_000, "train__save_every": 100_000}
@@ -234,7 +234,7 @@ def test_samples_of_a_step_that_is_not_finite_are_named(clipkit: Run, tmp_path: 
     told = json.loads(dumps[0].read_text())
     assert [len(rank["samples"]) for rank in told["ranks"]] == [24, 24]
     assert told["gradient_norms"].keys() == {"all", "vision", "text"}
-    assert f"samples are named in {dumps[0]}" in result.stderr
+    assert f"samples are named in {dumps[0]}" in said(result)
     assert json.loads((tmp_path / "run/status.json").read_text())["exit_code"] == 5
 
 

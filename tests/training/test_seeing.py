@@ -1,0 +1,115 @@
+"""What a run says of itself while it goes: lines that fit, rates, spikes."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import Run
+from PIL import Image
+from test_run import said, write_config
+
+from clipkit.training.ceiling import find_ceiling
+from clipkit.training.spikes import Spikes
+
+COLOURS = ("red", "green", "blue", "yellow", "black", "white", "grey", "purple")
+WRONG = 60  # the step whose captions are of other images
+
+
+def read(run: Path, kind: str) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def spiked(clipkit: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Seventy equal batches of eight colours, in order, but for one with its captions mixed up;
+    the run's folder, and what it said."""
+    folder = tmp_path_factory.mktemp("spiked")
+    rows = ["image,caption"]
+    for colour in COLOURS:
+        Image.new("RGB", (32, 32), colour).save(folder / f"{colour}.png")
+    for step in range(70):
+        turn = 3 if step == WRONG - 1 else 0
+        for number, colour in enumerate(COLOURS):
+            rows.append(f"{colour}.png,{COLOURS[(number + turn) % len(COLOURS)]}")
+    (folder / "pairs.csv").write_text("\n".join(rows))
+    config = write_config(
+        folder,
+        data__train=str(folder / "pairs.csv"),
+        data__evaluate={},
+        data__lanes=1,
+        data__shuffle_chunk=560,
+        data__shuffle_window=1,
+        model__vision__dropout=0.0,
+        model__text__dropout=0.0,
+        optim__lr=1e-3,
+        train__batch_size=8,
+        train__steps=70,
+        train__save_every=100,
+    )
+    result = clipkit("train", config)
+    assert result.returncode == 0, result.stderr
+    return folder / "run", result.stderr
+
+
+@pytest.mark.slow
+def test_a_spike_is_said_and_recorded(spiked: tuple[Path, str]) -> None:
+    run, lines = spiked
+    first = read(run, "spike")[0]
+    assert first["step"] == WRONG
+    assert first["loss"] > 2 * first["median_loss"]
+    assert first["grad_norm"] > 0
+    assert 0 <= first["data_wait"] <= 1
+    line = next(line for line in lines.splitlines() if line.startswith(f"step {WRONG}: spike: "))
+    assert "median of recent steps" in line
+    assert f">{WRONG}<" in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_records_hold_rates_and_what_they_are_shares_of(spiked: tuple[Path, str]) -> None:
+    run, _ = spiked
+    (start,) = read(run, "start")
+    assert start["ceiling_tflops"] > 0
+    assert "measured" in start["ceiling_source"]
+    for record in read(run, "train"):
+        # A colour is one token, between the start and the end.
+        tokens = record["tokens_per_second"] / record["images_per_second"]
+        assert tokens == pytest.approx(3, rel=0.01)
+        share = record["tflops"] / start["ceiling_tflops"]
+        assert record["utilisation"] == pytest.approx(share, abs=0.01)
+        assert 0.1 < record["memory_gib"] < 8
+
+
+@pytest.mark.slow
+def test_log_lines_fit_100_columns(spiked: tuple[Path, str], clipkit: Run, tmp_path: Path) -> None:
+    names = ("a_source_with_quite_a_long_name", "another_one_of_that_kind", "third")
+    mix = dict.fromkeys(names, str(spiked[0].parent / "pairs.csv"))
+    config = write_config(tmp_path, data__train={}, data__mix=mix, train__steps=1)
+    result = clipkit("train", config)
+    assert result.returncode == 0, result.stderr
+    assert "third 33.33%" in said(result)
+    lines = [*spiked[1].splitlines(), *result.stderr.splitlines()]
+    assert max(len(line) for line in lines) <= 100
+
+
+def test_spikes_are_told_from_noise_and_from_a_falling_loss() -> None:
+    spikes, noise = Spikes(), random.Random(0)
+    for step in range(500):
+        loss = 5 * 0.99**step + 0.5 + noise.gauss(0, 0.1)
+        assert not spikes.find(loss=loss, grad_norm=1 + noise.gauss(0, 0.2))
+    assert spikes.find(loss=3.0, grad_norm=1.0).keys() == {"loss"}
+    assert spikes.find(loss=0.5, grad_norm=50.0).keys() == {"grad_norm"}
+    assert not spikes.find(loss=float("nan"), grad_norm=float("inf"))
+    assert not spikes.find(loss=0.5, grad_norm=1.0)
+
+
+def test_the_ceiling_is_measured_in_a_moment_and_is_higher_than_a_slow_product() -> None:
+    ceiling = find_ceiling(torch.device("cpu"), "fp32")
+    assert "measured" in ceiling.source
+    assert "fp32" in ceiling.source
+    assert ceiling.flops_per_second > 1e9
