@@ -95,6 +95,11 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="print parameters, FLOPs, memory, samples and steps, load one batch, and stop",
     )
     parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="time the parts of a step, write a trace to OUTPUT/profile, and stop",
+    )
+    parser.add_argument(
         "--allow-change",
         action="append",
         default=[],
@@ -115,6 +120,13 @@ def _train(args: argparse.Namespace) -> int:
         from clipkit.training.plan import dry_run
 
         print(dry_run(config))
+        return 0
+    if args.profile:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler talks about itself
+        from clipkit.training.profile import profile_run
+
+        if table := profile_run(config):
+            print(table)
         return 0
     from clipkit.training.loop import train
 

@@ -14,6 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# torch 2.14 renamed it, and warns of the old name at every call.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 def world() -> tuple[int, int]:
     """(rank, world size); (0, 1) where nothing is distributed."""
@@ -41,7 +44,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         gathered = rows.new_empty(world()[1] * rows.shape[0], *rows.shape[1:])
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        _all_gather(gathered, rows.contiguous())
         return gathered
 
     @staticmethod

@@ -138,15 +138,20 @@ class TrainStep:
         return self._result(loss, whole, parts, all_valid)
 
     def _forward(self, part: Batch) -> DualEncoderOutput:
-        device = self.accelerator.device
         # Dropout, like all else that is random, is a function of (seed, step).
         torch.manual_seed(_seed(self.config.seed, part.step, self.accelerator.process_index))
+        inputs = self._inputs(part)
         with self.accelerator.autocast():
-            output: DualEncoderOutput = self.wrapped(
-                pixel_values=part.pixel_values.to(device, non_blocking=True),
-                input_ids=part.input_ids.to(device, non_blocking=True),
-            )
+            output: DualEncoderOutput = self.wrapped(**inputs)
         return output
+
+    def _inputs(self, part: Batch) -> dict[str, Tensor]:
+        """What the model takes, on its device."""
+        device = self.accelerator.device
+        return {
+            "pixel_values": part.pixel_values.to(device, non_blocking=True),
+            "input_ids": part.input_ids.to(device, non_blocking=True),
+        }
 
     def _loss(self, output: DualEncoderOutput, parts: list[Batch], all_valid: bool) -> Tensor:
         config = self.config.loss

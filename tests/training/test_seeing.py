@@ -113,3 +113,33 @@ def test_the_ceiling_is_measured_in_a_moment_and_is_higher_than_a_slow_product()
     assert "measured" in ceiling.source
     assert "fp32" in ceiling.source
     assert ceiling.flops_per_second > 1e9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_profile_says_where_the_time_goes_and_leaves_the_run_alone(
+    spiked: tuple[Path, str], clipkit: Run, ranks: int
+) -> None:
+    folder = spiked[0]
+
+    def files() -> dict[Path, bytes]:
+        found = [p for p in folder.rglob("*") if p.is_file() and "profile" not in p.parts]
+        return {path: path.read_bytes() for path in found}
+
+    before = files()
+    result = clipkit("train", folder.parent / "config.yaml", "--profile", ranks=ranks)
+    assert result.returncode == 0, result.stderr
+    lines = [line.rsplit(maxsplit=2) for line in result.stdout.splitlines() if line.endswith("%")]
+    parts = {name: float(milliseconds) for name, milliseconds, _ in lines}
+    whole = parts.pop("a step")
+    assert sum(parts.values()) == pytest.approx(whole, rel=0.01, abs=1)
+    towers = ("image tower, forward", "text tower, forward")
+    for name in ("waiting for data", *towers, "loss", "backward", "clipping", "optimizer"):
+        assert parts[name] > 0
+    assert ("all-reduce of gradients" in parts) == (ranks == 2)
+    traces = sorted((folder / "profile").glob("trace-rank-*.json" if ranks else "trace.json"))
+    assert len(traces) == max(ranks, 1)
+    for trace in traces:
+        names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+        assert {*towers, "loss", "backward", "optimizer"} <= names
+    assert files() == before
