@@ -166,13 +166,41 @@ def validate(config: Config) -> None:
         )
     if config.loss.label_smoothing >= 1:
         raise ConfigError(f"loss.label_smoothing: {config.loss.label_smoothing}; a share, below 1")
-    if config.optim.min_lr > config.optim.lr:
-        raise ConfigError(f"optim.min_lr: {config.optim.min_lr} is above optim.lr")
+    _check_optim(config)
     for name in config.eval.splits or []:
         if name not in splits:
             raise ConfigError(
                 f"eval.splits: {name} is not in data.evaluate.{_suggest(name, splits)}"
             )
+
+
+def _check_optim(config: Config) -> None:
+    optim = config.optim
+    if optim.min_lr > optim.lr:
+        raise ConfigError(f"optim.min_lr: {optim.min_lr} is above optim.lr")
+    if optim.muon_lr is not None and optim.name != "muon":
+        raise ConfigError(
+            f"optim.muon_lr: {optim.muon_lr} with optim.name={optim.name}; set optim.name=muon, or "
+            "leave it out"
+        )
+    if optim.cooldown is not None and optim.schedule == "cosine":
+        raise ConfigError(
+            f"optim.cooldown: {optim.cooldown}, but a cosine falls all the way; set optim.schedule "
+            "to wsd or constant, or leave it out"
+        )
+    if optim.cooldown is not None and optim.cooldown > 1:
+        raise ConfigError(f"optim.cooldown: {optim.cooldown}; a share of the steps, at most 1")
+    if optim.layer_decay > 1:
+        raise ConfigError(
+            f"optim.layer_decay: {optim.layer_decay} would have the first layers learn fastest; "
+            "a factor from one layer to the one before it, at most 1"
+        )
+    scale = {"vision": optim.vision_lr_scale, "text": optim.text_lr_scale, "none": 1.0}
+    if scale[frozen := config.model.freeze] != 1:
+        raise ConfigError(
+            f"optim.{frozen}_lr_scale: {scale[frozen]}, but model.freeze={frozen} keeps that tower "
+            "as it is; leave one out"
+        )
 
 
 _MAY_BE_NEGATIVE = {"loss.init_bias"}
@@ -187,6 +215,7 @@ _MAY_BE_ZERO = {
     "data.augment.horizontal_flip",
     "eval.every",
     "loss.label_smoothing",
+    "optim.cooldown",
     "optim.min_lr",
     "optim.weight_decay",
     "optim.warmup_steps",

@@ -174,15 +174,31 @@ class LossConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW (https://arxiv.org/abs/1711.05101), linear warm-up, cosine decay to ``min_lr``."""
+    """Linear warm-up, then ``schedule``; the learning rate is a function of the step alone."""
 
+    # ``adamw`` (https://arxiv.org/abs/1711.05101), or ``muon`` for the matrices of the towers'
+    # layers (https://kellerjordan.github.io/posts/muon) with AdamW for all else.
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 5e-4
+    muon_lr: float | None = None  # of those matrices; none: ``lr``, as a step is as large
     min_lr: float = 0.0
+    # How ``lr`` falls to ``min_lr``. ``cosine``: from the warm-up on. ``wsd``: it is held, then
+    # falls in the last ``cooldown`` of the steps, fast first (1 - √x). ``constant``: the same,
+    # linearly. Until its cooldown a run of these two does not depend on where it ends, so it
+    # may be given more steps (--allow-change train.steps).
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    cooldown: float | None = None  # share of the steps; none: 0.2; 0: it is held to the end
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.2  # not on norms, biases, embeddings of one dimension, logit_scale
     warmup_steps: int = 100
     grad_clip: float | None = 1.0  # largest gradient norm
+    # For fine-tuning: each layer learns this much slower than the one after it, the embeddings
+    # slowest; the projections, at the end, at the full rate.
+    layer_decay: float = 1.0
+    # Factors of the rate of a whole tower, its projection included.
+    vision_lr_scale: float = 1.0
+    text_lr_scale: float = 1.0
 
 
 @dataclass

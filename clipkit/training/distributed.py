@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from clipkit.models import DualEncoder
+from clipkit.training.optim import tower_of
 
 
 class Ranks:
@@ -106,11 +107,7 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> dict[str, Tensor
     gradients: dict[str, list[Tensor]] = {"vision": [], "text": [], "other": []}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            if "vision_model" in name or "visual_projection" in name:
-                tower = "vision"
-            else:
-                tower = "text" if "text" in name else "other"
-            gradients[tower].append(parameter.grad)
+            gradients[tower_of(name) or "other"].append(parameter.grad)
     norms = {
         tower: whole_tensor(torch.nn.utils.get_total_norm(grads))
         for tower, grads in gradients.items()

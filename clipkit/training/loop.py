@@ -39,7 +39,7 @@ from clipkit.training.faults import (
 from clipkit.training.interrupt import Stop, stop_signals
 from clipkit.training.lock import RunLock
 from clipkit.training.meter import Meter
-from clipkit.training.optim import build_optimizer, learning_rate
+from clipkit.training.optim import build_optimizer, set_learning_rate
 from clipkit.training.peers import Peers
 from clipkit.training.run import check_unchanged, prepare_tokenizer, resolve_preprocess
 from clipkit.training.samples import (
@@ -52,6 +52,7 @@ from clipkit.training.samples import (
     total_steps,
 )
 from clipkit.training.saving import Saver, restore, whole_weights
+from clipkit.training.schedule import learning_rate
 from clipkit.training.spikes import Spikes
 from clipkit.training.step import TrainStep, parts_of
 from clipkit.training.tracking import RunLog, check_trackers, write_status
@@ -302,8 +303,7 @@ def _train(
             save(step)
 
         lr = learning_rate(step, steps, config.optim)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(optimizer, lr)
         result = train_step.gradients(batch, all_valid=not invalid)
         if accelerator.scaler is not None:
             accelerator.unscale_gradients(optimizer)

@@ -1,52 +1,106 @@
-"""The optimizer, and the learning rate as a function of the step."""
+"""Parameters → an optimizer: which of them decay, how fast each learns, and who updates it."""
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from clipkit.config.schema import OptimConfig
+from clipkit.training.muon import Muon, MuonAdamW
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_BEFORE_LAYERS = re.compile(r"\.(embeddings|pre_layrnorm)\.")  # transformers spells it so
 
 
 def build_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig
-) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, in groups.
+) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters, or Muon over the layers' matrices and AdamW over the
+    rest; in groups, each with its ``lr_scale``.
 
     Matrices and embeddings decay; norms, biases and ``logit_scale`` (all of fewer than two
     dimensions) do not, as in CLIP (https://arxiv.org/abs/2103.00020, section 2.5).
     """
-    trainable = [p for _, p in named_parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim == 1], "weight_decay": 0.0},
-        # Apart, because FSDP does not shard them.
-        {"params": [p for p in trainable if p.ndim == 0], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+    named = list(named_parameters)
+    heads = _heads(name for name, _ in named)
+    adamw: dict[tuple[Any, ...], list[nn.Parameter]] = {}
+    muon: dict[tuple[Any, ...], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        scale = _lr_scale(name, heads, config)
+        if config.name == "muon" and parameter.ndim == 2 and _LAYER.search(name):
+            scale *= (config.muon_lr or config.lr) / config.lr
+            muon.setdefault((scale,), []).append(parameter)
+        else:
+            # Those of no dimensions apart, because FSDP does not shard them.
+            adamw.setdefault((scale, min(parameter.ndim, 2)), []).append(parameter)
+    rest = torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr_scale": scale,
+                "weight_decay": config.weight_decay if ndim == 2 else 0.0,
+            }
+            for (scale, ndim), parameters in adamw.items()
+        ],
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
         fused=True,
     )
+    if not muon:
+        return rest
+    matrices = Muon(
+        [{"params": parameters, "lr_scale": scale} for (scale,), parameters in muon.items()],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+    )
+    return MuonAdamW(matrices, rest)
 
 
-def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
-    """The learning rate of a step: linear warm-up to ``lr``, then half a cosine to ``min_lr``.
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """``lr`` times each group's own ``lr_scale``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
 
-    Args:
-        step: 0 for the first.
-        total_steps: of the whole run.
-        config: ``lr``, ``min_lr``, ``warmup_steps``.
 
-    Reference: cosine decay, https://arxiv.org/abs/1608.03983, equation 5, without restarts.
+def _lr_scale(name: str, heads: dict[str, int], config: OptimConfig) -> float:
+    """The factor of a parameter's learning rate, by its tower and its depth in it.
+
+    With L layers, the embeddings have the depth 0, layer i (from 1) the depth i, and what comes
+    after them, the projection included, L + 1; each step down from there is a factor of
+    ``layer_decay``. The scale and the bias of the logits belong to no tower: 1.
+
+    Reference: layer-wise decay as in BEiT, https://arxiv.org/abs/2106.08254, section 3.1.
     """
-    warmup = min(config.warmup_steps, total_steps)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    tower = tower_of(name)
+    if tower is None:
+        return 1.0
+    if layer := _LAYER.search(name):
+        depth = int(layer[1]) + 1
+    else:
+        depth = 0 if _BEFORE_LAYERS.search(name) else heads[tower]
+    own = config.vision_lr_scale if tower == "vision" else config.text_lr_scale
+    return own * config.layer_decay ** (heads[tower] - depth)
+
+
+def tower_of(name: str) -> str | None:
+    """``vision`` or ``text``, each with its projection; None: what belongs to both."""
+    if "vision_model" in name or "visual_projection" in name:
+        return "vision"
+    return "text" if "text_model" in name or "text_projection" in name else None
+
+
+def _heads(names: Iterable[str]) -> dict[str, int]:
+    """The depth of each tower's end: one more than it has layers."""
+    heads = {"vision": 1, "text": 1}
+    for name in names:
+        tower, layer = tower_of(name), _LAYER.search(name)
+        if tower and layer:
+            heads[tower] = max(heads[tower], int(layer[1]) + 2)
+    return heads

@@ -72,6 +72,11 @@ def test_the_resolved_config_is_read_back_as_it_was(config_file: Path) -> None:
         ("model.text.heads=7", "model.text.heads: width 512 does not divide by 7"),
         ("data.augment.crop_scale=[0.9,0.5]", "data.augment.crop_scale"),
         ("optim.min_lr=1", "optim.min_lr: 1.0 is above optim.lr"),
+        ("optim.muon_lr=0.01", "optim.muon_lr: 0.01 with optim.name=adamw; set optim.name=muon"),
+        ("optim.cooldown=0.1", "optim.cooldown: 0.1, but a cosine falls all the way"),
+        ("optim={schedule: wsd, cooldown: 1.5}", "optim.cooldown: 1.5; a share of the steps"),
+        ("optim.layer_decay=1.5", "optim.layer_decay: 1.5 would have the first layers learn"),
+        ("optim.text_lr_scale=0", "optim.text_lr_scale: 0.0; it must be above 0"),
         ("optim.betas=[0.9,1.5]", "optim.betas: [0.9, 1.5]; each from 0 to below 1"),
         ("preprocess.std=[0,1,1]", "preprocess.std: [0.0, 1.0, 1.0]; each must be above 0"),
         ("seed=99999999999999999999999999", "it must be below 2**63"),
@@ -90,6 +95,12 @@ def test_a_mistake_is_one_line_that_names_the_key(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_a_frozen_tower_has_no_rate_of_its_own(config_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"vision_lr_scale: 0\.1, but model\.freeze=vision"):
+        load_config(config_file, ["model.freeze=vision", "optim.vision_lr_scale=0.1"])
+    load_config(config_file, ["model.freeze=vision", "optim.text_lr_scale=0.1"])
 
 
 @pytest.mark.parametrize(

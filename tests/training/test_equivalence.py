@@ -1,5 +1,6 @@
 """Losses, gradient norms and weights after 20 steps are one process's, however it is computed:
-{DDP, FSDP2} × {at once, in parts with all negatives, accumulated} × {InfoNCE, SigLIP}."""
+{DDP, FSDP2} × {at once, in parts with all negatives, accumulated} × {InfoNCE, SigLIP}, and
+{DDP, FSDP2} × other ways to update the weights."""
 
 from __future__ import annotations
 
@@ -22,6 +23,16 @@ WAYS: dict[str, dict[str, Any]] = {
     "cached": {"train__micro_batch": 16},
     "accumulated": {"train__accumulate": 3},
 }
+# Rates that differ by layer and tower, and Muon, which needs whole matrices.
+UPDATES: dict[str, dict[str, Any]] = {
+    "muon": {
+        "optim": {
+            "name": "muon", "lr": 1e-3, "muon_lr": 2e-3, "warmup_steps": 2, "schedule": "wsd",
+            "layer_decay": 0.8, "vision_lr_scale": 0.5,
+        },
+    },
+}  # fmt: skip
+CELLS = [*itertools.product(KINDS, WAYS), *(("infonce", update) for update in UPDATES)]
 RANKS = [2, 4] if os.environ.get("CLIPKIT_MATRIX") == "full" else [2]
 
 
@@ -29,7 +40,7 @@ def config(folder: Path, kind: str, way: str, **changes: Any) -> Path:
     """Twenty steps without dropout, which differs by rank; some rows are not valid."""
     return write_config(
         folder, loss={"kind": kind}, train__steps=20, train__save_every=20, data__evaluate={},
-        model__vision__dropout=0.0, model__text__dropout=0.0, **WAYS[way], **changes,
+        model__vision__dropout=0.0, model__text__dropout=0.0, **(WAYS | UPDATES)[way], **changes,
     )  # fmt: skip
 
 
@@ -56,8 +67,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process, all at once or accumulated."""
     folder = tmp_path_factory.mktemp("one")
-    cells = [f"{kind}-{way}" for kind in KINDS for way in WAYS]
-    configs = [config(folder / cell, *cell.split("-")) for cell in cells]
+    configs = [config(folder / f"{kind}-{way}", kind, way) for kind, way in CELLS]
     run(1, configs, folder / "told.json")
     return folder
 
@@ -68,7 +78,7 @@ def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("several")
     configs = [
         config(folder / f"{how}-{kind}-{way}", kind, way, train__distributed=how)
-        for how, kind, way in itertools.product(("ddp", "fsdp"), KINDS, WAYS)
+        for how, (kind, way) in itertools.product(("ddp", "fsdp"), CELLS)
     ]
     told = run(request.param, configs, folder / "told.json")
     for path in configs:
@@ -89,8 +99,7 @@ def assert_equal(first: Path, second: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("kind", "way"), CELLS)
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_ranks_equal_one_process(one: Path, several: Path, how: str, kind: str, way: str) -> None:
     assert_equal(one / f"{kind}-{way}", several / f"{how}-{kind}-{way}")
