@@ -175,7 +175,7 @@ def validate(config: Config) -> None:
 
 
 def _check_optim(config: Config) -> None:
-    optim = config.optim
+    optim, train = config.optim, config.train
     if optim.min_lr > optim.lr:
         raise ConfigError(f"optim.min_lr: {optim.min_lr} is above optim.lr")
     if optim.muon_lr is not None and optim.name != "muon":
@@ -201,6 +201,8 @@ def _check_optim(config: Config) -> None:
             f"optim.{frozen}_lr_scale: {scale[frozen]}, but model.freeze={frozen} keeps that tower "
             "as it is; leave one out"
         )
+    if train.ema is not None and train.ema >= 1:
+        raise ConfigError(f"train.ema: {train.ema}; a decay, below 1, e.g. 0.9999")
 
 
 _MAY_BE_NEGATIVE = {"loss.init_bias"}

@@ -217,6 +217,9 @@ class TrainConfig:
     # How several ranks share the work. ``fsdp`` shards weights, gradients and moments too.
     distributed: Literal["ddp", "fsdp"] = "ddp"
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    # Decay of a moving average of the weights, 0.9999 say; less in the first steps. It is
+    # evaluated beside the weights, and it is the model that the run leaves.
+    ema: float | None = None
     save_every: int = 500  # steps
     save_minutes: float | None = None  # and at least this often
     keep: int = 2  # checkpoints; the newest

@@ -41,7 +41,7 @@ def write_report(
     records = read_metrics(folder / "metrics.jsonl")
     train = [r for r in records if r.get("kind") == "train"]
     evals = [r for r in records if r.get("kind") == "eval"]
-    latest: dict[str, Mapping[str, Any]] = {str(r.get("split")): r for r in evals}
+    latest: dict[str, Mapping[str, Any]] = {split_name(r): r for r in evals}
     latest.update(results or {})
     sections = [_headline(train, latest)]
     if latest:
@@ -74,6 +74,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict) and _finite(record.get("step")):
             records.append(record)
     return records
+
+
+def split_name(record: Mapping[str, Any]) -> str:
+    """How a record of evaluation is named: by its split, and whose weights were evaluated."""
+    return f"{record.get('split')} (EMA)" if record.get("ema") else str(record.get("split"))
 
 
 def metric_rows(results: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -145,8 +150,8 @@ def _charts(
     starts: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     drawn: list[str | None] = [chart("Loss", [_series(train, "loss", "loss")])]
-    for split in dict.fromkeys(str(r.get("split")) for r in evals):
-        here = [r for r in evals if str(r.get("split")) == split]
+    for split in dict.fromkeys(split_name(r) for r in evals):
+        here = [r for r in evals if split_name(r) == split]
         lines = [
             _series(here, f"{key}_R@{k}", f"{words} R@{k}") for key, words in _WAYS for k in (1, 5)
         ]

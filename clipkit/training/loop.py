@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 from collections import Counter
@@ -28,6 +29,7 @@ from clipkit.training.card import model_card
 from clipkit.training.ceiling import find_ceiling
 from clipkit.training.checkpoint import load_optimizer_tensors, load_tensors
 from clipkit.training.distributed import Ranks, clip_gradients, gathered, shard
+from clipkit.training.ema import WeightAverage
 from clipkit.training.failpoint import failpoint
 from clipkit.training.faults import (
     dump_samples,
@@ -51,7 +53,7 @@ from clipkit.training.samples import (
     skips,
     total_steps,
 )
-from clipkit.training.saving import Saver, restore, whole_weights
+from clipkit.training.saving import Saver, load_average, restore, whole_weights
 from clipkit.training.schedule import learning_rate
 from clipkit.training.spikes import Spikes
 from clipkit.training.step import TrainStep, parts_of
@@ -184,9 +186,12 @@ def _train(
     sharded = config.train.distributed == "fsdp" and ranks > 1
     wrapped = shard(model, device) if sharded else accelerator.prepare_model(model)
     optimizer = build_optimizer(model.named_parameters(), config.optim)
+    average = None if config.train.ema is None else WeightAverage(model, config.train.ema)
     if state.checkpoint is not None:
         moments = load_tensors(state.checkpoint / "optimizer.safetensors")
         load_optimizer_tensors(optimizer, model, moments)
+        if average is not None:
+            load_average(average, state.checkpoint)
     wrapped_optimizer = accelerator.prepare_optimizer(optimizer)
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
@@ -200,6 +205,7 @@ def _train(
         folder,
         model,
         optimizer,
+        average,
         accelerator,
         config.preprocess,
         tokenizer,
@@ -225,22 +231,30 @@ def _train(
             "same command to go on"
         )
 
-    def evaluate(step: int) -> dict[str, dict[str, float]]:
+    def measure(step: int, *, ema: bool = False) -> dict[str, dict[str, float]]:
         results = {}
+        for name, eval_reader in eval_readers.items():
+            with gathered(model):
+                results[name] = evaluate_retrieval(
+                    encoder,
+                    eval_reader,
+                    batch_size=config.eval.batch_size,
+                    workers=config.data.workers,
+                    max_image_pixels=config.data.max_image_pixels,
+                    rank=rank,
+                    world_size=ranks,
+                )
+            log.evaluation(step, name, results[name], ema=ema)
+        return results
+
+    def evaluate(step: int) -> dict[str, dict[str, float]]:
+        """What is told of the weights, or of their average where there is one."""
         asked = model.register_forward_pre_hook(lambda *_: raise_if_asked(stop))
         try:
-            for name, eval_reader in eval_readers.items():
-                with gathered(model):
-                    results[name] = evaluate_retrieval(
-                        encoder,
-                        eval_reader,
-                        batch_size=config.eval.batch_size,
-                        workers=config.data.workers,
-                        max_image_pixels=config.data.max_image_pixels,
-                        rank=rank,
-                        world_size=ranks,
-                    )
-                log.evaluation(step, name, results[name])
+            results = measure(step)
+            if average is not None:
+                with average.in_place_of_weights():
+                    results = measure(step, ema=True)
         except Preempted as error:  # raised on all ranks, whichever was asked
             leave(step, int(str(error)))
         finally:
@@ -315,6 +329,8 @@ def _train(
         if math.isfinite(norm) or accelerator.scaler is not None:
             wrapped_optimizer.step()
             model.clamp_scale(config.loss.max_scale)
+            if average is not None:
+                average.update(step)
             nonfinite = 0
         else:
             counts["non-finite step"] += 1
@@ -375,10 +391,12 @@ def _train(
 
     results = evaluate(steps)
     final = folder / "model"
-    weights = whole_weights(model)
+    with average.in_place_of_weights() if average else contextlib.nullcontext():
+        weights = whole_weights(model)
+        if accelerator.is_main_process:
+            card = model_card(config, samples_text(reader), steps, results)
+            saver.save_model(final, weights, card)
     if accelerator.is_main_process:
-        card = model_card(config, samples_text(reader), steps, results)
-        saver.save_model(final, weights, card)
         write_report(folder)
         write_status(folder, "done", 0, step=steps, total_steps=steps, metrics=results)
         log.say(f"the model is in {final}")

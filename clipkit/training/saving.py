@@ -26,7 +26,8 @@ from clipkit.training.checkpoint import (
     save_checkpoint,
     save_tensors,
 )
-from clipkit.training.distributed import whole_tensor
+from clipkit.training.distributed import like_parameter, whole_tensor
+from clipkit.training.ema import WeightAverage
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Saver:
         folder: the run's.
         model: bare, whole or sharded.
         optimizer: its moments are saved by the names of the model's parameters.
+        average: of the weights, if there is one; likewise.
         accelerator: for who writes, and the scaler of fp16.
         preprocess: goes with the model.
         tokenizer: likewise.
@@ -84,6 +86,7 @@ class Saver:
         folder: Path,
         model: DualEncoder,
         optimizer: torch.optim.Optimizer,
+        average: WeightAverage | None,
         accelerator: Accelerator,
         preprocess: PreprocessConfig,
         tokenizer: PreTrainedTokenizerBase,
@@ -92,7 +95,7 @@ class Saver:
         keep: int,
         step: int,
     ) -> None:
-        self.folder, self.model, self.optimizer = folder, model, optimizer
+        self.folder, self.model, self.optimizer, self.average = folder, model, optimizer, average
         self.accelerator, self.preprocess, self.tokenizer = accelerator, preprocess, tokenizer
         self.data, self.keep = data, keep
         self.step, self.at = step, time.monotonic()  # the newest that is saved, and when
@@ -139,7 +142,21 @@ class Saver:
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """What is saved beside the weights, by file; all ranks must call it."""
-        return {"optimizer.safetensors": optimizer_tensors(self.optimizer, self.model)}
+        tensors = {"optimizer.safetensors": optimizer_tensors(self.optimizer, self.model)}
+        if self.average is not None:
+            own = self.average.tensors.items()
+            tensors["ema.safetensors"] = {name: whole_tensor(value) for name, value in own}
+        return tensors
+
+
+def load_average(average: WeightAverage, checkpoint: Path) -> None:
+    """Where the average was; all ranks must call it. What it was not taken of, as before
+    ``train.ema`` was set, begins at the weight."""
+    path = checkpoint / "ema.safetensors"
+    saved = load_tensors(path) if path.is_file() else {}
+    for name, tensor in average.tensors.items():
+        if name in saved:
+            tensor.copy_(like_parameter(saved[name], tensor))
 
 
 def whole_weights(model: DualEncoder) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from clipkit.atomic import write_json, write_text
 from clipkit.display.console import bar_size
 from clipkit.errors import ConfigError
-from clipkit.evaluation.report import read_metrics
+from clipkit.evaluation.report import read_metrics, split_name
 from clipkit.training.ceiling import Ceiling
 
 WIDTH = 100  # columns that no line is wider than, but for a path that is
@@ -144,14 +144,17 @@ class RunLog:
             self.say(f"step {step}: spike: {told}, waited for data {values['data_wait']:.0%}")
         self.spike = step
 
-    def evaluation(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """One record of evaluation on a named split."""
-        self._write({"kind": "eval", "step": step, "split": split, **metrics})
+    def evaluation(
+        self, step: int, split: str, metrics: dict[str, float], *, ema: bool = False
+    ) -> None:
+        """One record of evaluation on a named split, of the weights or of their average."""
+        about = {"step": step, "split": split, **({"ema": True} if ema else {})}
+        self._write({"kind": "eval", **about, **metrics})
         recalls = "  ".join(
             f"{short} R@1 {metrics[f'{way}_R@1']:.3f} R@5 {metrics[f'{way}_R@5']:.3f}"
             for way, short in (("text_to_image", "text→image"), ("image_to_text", "image→text"))
         )
-        self.say(f"step {step}  {split}: {recalls}")
+        self.say(f"step {step}  {split_name(about)}: {recalls}")
 
     def close(self) -> None:
         if self.bar is not None:
@@ -164,11 +167,11 @@ class RunLog:
         if self.main:
             self.file.write(json.dumps(record) + "\n")
             self.file.flush()
-        prefix = record.get("split", "train")
+        prefix = split_name(record) if "split" in record else "train"
         numbers = {
             f"{prefix}/{key}": value
             for key, value in record.items()
-            if isinstance(value, int | float) and key != "step"
+            if isinstance(value, int | float) and key not in ("step", "ema")
         }
         self.accelerator.log(numbers, step=record["step"])
 

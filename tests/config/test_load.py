@@ -77,6 +77,7 @@ def test_the_resolved_config_is_read_back_as_it_was(config_file: Path) -> None:
         ("optim={schedule: wsd, cooldown: 1.5}", "optim.cooldown: 1.5; a share of the steps"),
         ("optim.layer_decay=1.5", "optim.layer_decay: 1.5 would have the first layers learn"),
         ("optim.text_lr_scale=0", "optim.text_lr_scale: 0.0; it must be above 0"),
+        ("train.ema=1", "train.ema: 1.0; a decay, below 1"),
         ("optim.betas=[0.9,1.5]", "optim.betas: [0.9, 1.5]; each from 0 to below 1"),
         ("preprocess.std=[0,1,1]", "preprocess.std: [0.0, 1.0, 1.0]; each must be above 0"),
         ("seed=99999999999999999999999999", "it must be below 2**63"),

@@ -23,13 +23,15 @@ WAYS: dict[str, dict[str, Any]] = {
     "cached": {"train__micro_batch": 16},
     "accumulated": {"train__accumulate": 3},
 }
-# Rates that differ by layer and tower, and Muon, which needs whole matrices.
+# Rates that differ by layer and tower, Muon, which needs whole matrices, and averaged weights,
+# which are what is compared then.
 UPDATES: dict[str, dict[str, Any]] = {
     "muon": {
         "optim": {
             "name": "muon", "lr": 1e-3, "muon_lr": 2e-3, "warmup_steps": 2, "schedule": "wsd",
             "layer_decay": 0.8, "vision_lr_scale": 0.5,
         },
+        "train__ema": 0.9,
     },
 }  # fmt: skip
 CELLS = [*itertools.product(KINDS, WAYS), *(("infonce", update) for update in UPDATES)]
@@ -86,23 +88,25 @@ def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
-def assert_equal(first: Path, second: Path) -> None:
+def assert_equal(first: Path, second: Path, *, tolerance: float = 2e-4) -> None:
     a, b = records(first), records(second)
     assert len(a) == len(b) == 20
     for one, other in zip(a, b, strict=True):
         for key in ("loss", "grad_norm", "grad_norm_vision", "grad_norm_text", "scale"):
-            assert one[key] == pytest.approx(other[key], rel=2e-4), (one["step"], key)
+            assert one[key] == pytest.approx(other[key], rel=tolerance), (one["step"], key)
     expected, found = weights(first / "run"), weights(second / "run")
     assert expected.keys() == found.keys()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=tolerance)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "way"), CELLS)
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_ranks_equal_one_process(one: Path, several: Path, how: str, kind: str, way: str) -> None:
-    assert_equal(one / f"{kind}-{way}", several / f"{how}-{kind}-{way}")
+    # Muon rounds its updates to bf16, which makes more of a difference in the last bits.
+    tolerance = 2e-3 if way == "muon" else 2e-4
+    assert_equal(one / f"{kind}-{way}", several / f"{how}-{kind}-{way}", tolerance=tolerance)
 
 
 @pytest.mark.slow
