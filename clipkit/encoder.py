@@ -83,7 +83,6 @@ class Encoder:
         preprocess: how pixels and tokens are made.
         tokenizer: the one the model was trained with.
         device: where the model is.
-        autocast: dtype to compute in; none: that of the weights. Embeddings are float32 always.
         name: the folder or hub name it was loaded from, for messages and manifests.
     """
 
@@ -94,14 +93,12 @@ class Encoder:
         tokenizer: PreTrainedTokenizerBase,
         device: torch.device | str,
         *,
-        autocast: torch.dtype | None = None,
         name: str | None = None,
     ) -> None:
         self.model = model
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.device = torch.device(device)
-        self.autocast = autocast
         self.name = name
 
     @property
@@ -281,19 +278,14 @@ class Encoder:
         if not len(input_ids):
             return np.zeros((0, self.embed_dim), dtype=np.float32)
         with self._evaluating():
-            return _to_numpy(self.model(input_ids=input_ids.to(self.device)).text_embeds)
+            return _to_numpy(self.model(input_ids=input_ids).text_embeds)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         training = self.model.training
         self.model.eval()
         try:
-            with (
-                torch.inference_mode(),
-                torch.autocast(
-                    self.device.type, dtype=self.autocast, enabled=self.autocast is not None
-                ),
-            ):
+            with torch.inference_mode():
                 yield
         finally:
             self.model.train(training)

@@ -181,14 +181,11 @@ def test_a_model_in_training_is_evaluated_and_stays_in_training(tiny_folder: Pat
     outputs[0].sum().backward()  # and nothing of inference mode is left behind
 
 
-def test_autocast_embeddings_are_float32_and_near(tiny_encoder: Encoder) -> None:
-    half = Encoder(
-        tiny_encoder.model,
-        tiny_encoder.preprocess,
-        tiny_encoder.tokenizer,
-        "cpu",
-        autocast=torch.bfloat16,
-    )
+def test_embeddings_computed_in_bf16_are_float32_and_near(
+    tiny_folder: Path, tiny_encoder: Encoder
+) -> None:
+    half = clipkit.load(tiny_folder, device="cpu")
+    half.model.compute_dtype = torch.bfloat16
     images = [noise_image(i) for i in range(4)]
     ours, theirs = half.encode_image(images), tiny_encoder.encode_image(images)
     assert ours.dtype == np.float32

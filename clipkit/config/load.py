@@ -127,6 +127,10 @@ def validate(config: Config) -> None:
                 raise ConfigError(
                     f"model.{name}.heads: width {tower.width} does not divide by {heads} heads"
                 )
+    if model.vision.patch_dropout >= 1:
+        raise ConfigError(
+            f"model.vision.patch_dropout: {model.vision.patch_dropout}; a share, below 1"
+        )
     if data.holdout >= 1:
         raise ConfigError(f"data.holdout: {data.holdout}; a share of the samples, below 1")
     splits = [*data.evaluate, *(["holdout"] if data.holdout else [])]
@@ -222,6 +226,7 @@ _MAY_BE_ZERO = {
     "optim.weight_decay",
     "optim.warmup_steps",
     "model.vision.dropout",
+    "model.vision.patch_dropout",
     "model.text.dropout",
 }
 
@@ -231,6 +236,8 @@ def _check_numbers(tree: dict[str, Any], prefix: str = "") -> None:
         key = f"{prefix}{name}"
         if isinstance(value, dict):
             _check_numbers(value, f"{key}.")
+        elif isinstance(value, bool):
+            continue
         elif isinstance(value, int | float) and not key.endswith(".filter.min_score"):
             if key in _MAY_BE_NEGATIVE and math.isfinite(value):
                 continue

@@ -135,6 +135,9 @@ class VisionConfig(TowerConfig):
 
     width: int = 768
     patch_size: int = 32
+    # This share of the patches is left out while training, others for each image and step: as
+    # much less to compute (FLIP, https://arxiv.org/abs/2212.00794, section 3).
+    patch_dropout: float = 0.0
 
 
 @dataclass
@@ -149,8 +152,8 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TowerConfig = field(default_factory=TowerConfig)
     activation: Literal["gelu", "quick_gelu"] = "gelu"
-    # How attention is computed; auto: SDPA on a GPU, plain batched matmuls on a CPU, where
-    # SDPA's bf16 backward is several times slower at these lengths.
+    # How attention is computed; auto: SDPA, but plain batched matmuls in bf16 on a CPU, where
+    # SDPA's backward is several times slower at these lengths.
     attention: Literal["auto", "eager", "sdpa"] = "auto"
 
 
@@ -216,10 +219,14 @@ class TrainConfig:
     accumulate: int = 1
     # How several ranks share the work. ``fsdp`` shards weights, gradients and moments too.
     distributed: Literal["ddp", "fsdp"] = "ddp"
+    # What the towers compute in. Weights, gradients, moments and the loss are float32 always.
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     # Decay of a moving average of the weights, 0.9999 say; less in the first steps. It is
     # evaluated beside the weights, and it is the model that the run leaves.
     ema: float | None = None
+    # Keeps less of the forward pass and computes it twice, for a larger batch.
+    activation_checkpointing: bool = False
+    compile: bool = False  # torch.compile for the layers; a minute at the start
     save_every: int = 500  # steps
     save_minutes: float | None = None  # and at least this often
     keep: int = 2  # checkpoints; the newest

@@ -25,7 +25,7 @@ from clipkit.config.schema import PreprocessConfig
 from clipkit.errors import CheckpointError
 from clipkit.hub import find_folder, first_line
 from clipkit.models.card import default_card
-from clipkit.models.dual_encoder import DualEncoder, resolve_attention
+from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.processor import image_geometry, image_processor, triple
 
 if TYPE_CHECKING:
@@ -95,19 +95,19 @@ def load_model(
             preprocessing that cannot be reproduced exactly.
     """
     preprocess = load_preprocess(folder_or_name)
-    backbone = load_backbone(folder_or_name, attention=attention, dtype=dtype)
+    backbone = load_backbone(folder_or_name, dtype=dtype)
     size = backbone.config.vision_config.image_size
     if size != preprocess.image_size:
         raise CheckpointError(
             f"{folder_or_name}: preprocessor_config.json makes images of {preprocess.image_size} "
             f"pixels, config.json says {size}; correct one of them."
         )
-    return DualEncoder(backbone.eval(), preprocess.mean, preprocess.std)
+    model = DualEncoder(backbone.eval(), preprocess.mean, preprocess.std)
+    model.attention = attention
+    return model
 
 
-def load_backbone(
-    folder_or_name: str, *, attention: str = "auto", dtype: torch.dtype | None = None
-) -> CLIPModel:
+def load_backbone(folder_or_name: str, *, dtype: torch.dtype | None = None) -> CLIPModel:
     """transformers' CLIPModel with every weight from the folder; see ``load_model``."""
     _check_folder(folder_or_name)
     try:
@@ -117,7 +117,6 @@ def load_backbone(
                 folder_or_name,
                 config=config,
                 dtype=torch.float32,
-                attn_implementation=resolve_attention(attention),
                 use_safetensors=True,
                 output_loading_info=True,
                 trust_remote_code=False,

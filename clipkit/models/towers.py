@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, C
 
 from clipkit.config.schema import ModelConfig, PreprocessConfig, TowerConfig
 from clipkit.errors import ConfigError
-from clipkit.models.dual_encoder import DualEncoder, resolve_attention
+from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.initialise import initialise
 from clipkit.models.pretrained import load_backbone
 
@@ -43,21 +43,22 @@ def build_model(
     """
     end = _end_token_id(tokenizer)
     if config.pretrained is not None:
-        backbone = load_backbone(config.pretrained, attention=config.attention)
+        backbone = load_backbone(config.pretrained)
         _check_fit(backbone, config.pretrained, preprocess, tokenizer)
         _set_end_token(backbone, end)
     else:
         clip_config = _clip_config(config, preprocess, tokenizer, end, init_temperature)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            backbone = CLIPModel._from_config(
-                clip_config, attn_implementation=resolve_attention(config.attention)
-            )
+            backbone = CLIPModel._from_config(clip_config)
             initialise(backbone)
     backbone.train()
-    return DualEncoder(
+    model = DualEncoder(
         backbone, preprocess.mean, preprocess.std, freeze=config.freeze, init_bias=init_bias
     )
+    model.attention = config.attention
+    model.patch_dropout = config.vision.patch_dropout
+    return model
 
 
 def _clip_config(

@@ -24,7 +24,8 @@ from clipkit.errors import ClipkitError, ConfigError, NonFiniteError, Preempted,
 from clipkit.evaluation.report import write_report
 from clipkit.evaluation.retrieval import evaluate_retrieval
 from clipkit.losses import in_batch_accuracy
-from clipkit.models import DualEncoder, build_model, resolve_attention
+from clipkit.models import DualEncoder
+from clipkit.training.build import build_accelerator, build_training_model
 from clipkit.training.card import model_card
 from clipkit.training.ceiling import find_ceiling
 from clipkit.training.checkpoint import load_optimizer_tensors, load_tensors
@@ -122,11 +123,8 @@ def _train(
     config: Config, folder: Path, allow_change: Sequence[str], stop: Stop, held: _Held
 ) -> Path:
     check_trackers(config.train.trackers)
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else torchrun on a CPU is N runs of one rank
-        mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
-        log_with=config.train.trackers or None,
-        project_dir=str(folder),
+    accelerator = build_accelerator(
+        config, log_with=config.train.trackers or None, project_dir=str(folder)
     )
     device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
     batch_size = config.train.batch_size
@@ -154,20 +152,10 @@ def _train(
     tokenizer = prepare_tokenizer(config, reader, folder, accelerator)
     steps = total_steps(config, len(reader))
 
-    model = build_model(
-        config.model,
-        config.preprocess,
-        tokenizer,
-        init_temperature=config.loss.init_temperature,
-        seed=config.seed,
-        init_bias=config.loss.init_bias if config.loss.kind == "sigmoid" else None,
-    ).to(device)
+    model = build_training_model(config, tokenizer, device)
     if accelerator.is_main_process:
         # Not before: a mistake that the tokenizer or the model finds may be put right.
         write_text(folder / "config.yaml", dump_config(config))
-    # The device is accelerate's choice, which may be the CPU of a machine with a GPU.
-    attention = resolve_attention(config.model.attention, device.type)
-    model.backbone.set_attn_implementation(attention)
     state = restore(folder, model)
     source_key = "data.mix" if config.data.mix else "data.train"
     if state.data not in (None, reader.fingerprint) and source_key not in allow_change:
@@ -196,10 +184,7 @@ def _train(
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
     accelerator.init_trackers("clipkit")
-    dtype = {"bf16": torch.bfloat16}.get(config.train.precision)  # else accelerate's doing
-    encoder = Encoder(
-        model, config.preprocess, tokenizer, device=device, autocast=dtype if sharded else None
-    )
+    encoder = Encoder(model, config.preprocess, tokenizer, device=device)
     log = RunLog(folder, accelerator, start_step=start, total_steps=steps)
     saver = Saver(
         folder,

@@ -10,7 +10,8 @@ from clipkit.data import build_train_loader
 from clipkit.data.reader import samples_text, some_captions
 from clipkit.data.tokenize import load_tokenizer, train_tokenizer
 from clipkit.losses import contrastive_loss
-from clipkit.models import DualEncoder, build_model
+from clipkit.models import DualEncoder
+from clipkit.training.build import build_training_model
 from clipkit.training.run import resolve_preprocess
 from clipkit.training.samples import open_data, total_steps
 from clipkit.types import Batch
@@ -38,13 +39,7 @@ def dry_run(config: Config) -> str:
         )
     else:
         tokenizer = load_tokenizer(preprocess.tokenizer, context_length=preprocess.context_length)
-    model = build_model(
-        config.model,
-        preprocess,
-        tokenizer,
-        init_temperature=config.loss.init_temperature,
-        seed=config.seed,
-    )
+    model = build_training_model(config, tokenizer, torch.device("cpu"))
     batch_size = config.train.batch_size
     steps = total_steps(config, len(reader))
     loader = build_train_loader(
@@ -105,14 +100,10 @@ def _measure(model: DualEncoder, batch: Batch, config: Config) -> tuple[float, f
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision)
     model.train()
     counter = FlopCounterMode(display=False)
     with counter:
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=dtype, enabled=dtype is not None),
-        ):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             output = model(pixel_values=pixels, input_ids=ids)
         assert output.image_embeds is not None
         assert output.text_embeds is not None

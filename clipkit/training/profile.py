@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from clipkit.config import Config
 from clipkit.data import build_train_loader
-from clipkit.models import build_model
+from clipkit.training.build import build_accelerator, build_training_model
 from clipkit.training.distributed import clip_gradients, shard
 from clipkit.training.faults import main_first
 from clipkit.training.optim import build_optimizer
@@ -54,10 +53,7 @@ def profile_run(config: Config) -> str | None:
     Raises:
         ClipkitError: whatever would stop the run at its start.
     """
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
-    )
+    accelerator = build_accelerator(config)
     device, ranks = accelerator.device, accelerator.num_processes
     parts = parts_of(config, ranks)
     config = resolve_preprocess(config)
@@ -69,14 +65,7 @@ def profile_run(config: Config) -> str | None:
     own.mkdir(parents=True, exist_ok=True)
     home = folder if (folder / "tokenizer").is_dir() else own
     tokenizer = prepare_tokenizer(config, reader, home, accelerator)
-    model = build_model(
-        config.model,
-        config.preprocess,
-        tokenizer,
-        init_temperature=config.loss.init_temperature,
-        seed=config.seed,
-        init_bias=config.loss.init_bias if config.loss.kind == "sigmoid" else None,
-    ).to(device)
+    model = build_training_model(config, tokenizer, device)
     sharded = config.train.distributed == "fsdp" and ranks > 1
     wrapped = shard(model, device) if sharded else accelerator.prepare_model(model)
     optimizer = build_optimizer(model.named_parameters(), config.optim)

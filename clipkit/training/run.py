@@ -30,6 +30,8 @@ _FREE = (
     "train.save_minutes",
     "train.distributed",
     "train.micro_batch",
+    "train.activation_checkpointing",
+    "train.compile",
     "train.keep",
     "train.log_every",
     "train.trackers",

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -140,17 +141,15 @@ class TrainStep:
     def _forward(self, part: Batch) -> DualEncoderOutput:
         # Dropout, like all else that is random, is a function of (seed, step).
         torch.manual_seed(_seed(self.config.seed, part.step, self.accelerator.process_index))
-        inputs = self._inputs(part)
-        with self.accelerator.autocast():
-            output: DualEncoderOutput = self.wrapped(**inputs)
+        output: DualEncoderOutput = self.wrapped(**self._inputs(part))
         return output
 
-    def _inputs(self, part: Batch) -> dict[str, Tensor]:
+    def _inputs(self, part: Batch) -> dict[str, Any]:
         """What the model takes, on its device."""
         device = self.accelerator.device
         return {
             "pixel_values": part.pixel_values.to(device, non_blocking=True),
-            "input_ids": part.input_ids.to(device, non_blocking=True),
+            "input_ids": self.model.pack(part.input_ids).to(device),
         }
 
     def _loss(self, output: DualEncoderOutput, parts: list[Batch], all_valid: bool) -> Tensor:

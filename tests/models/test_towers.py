@@ -219,14 +219,15 @@ def test_old_checkpoints_that_name_2_as_their_end_token_are_pooled_at_the_real_o
 
 
 @pytest.mark.parametrize(
-    ("attention", "device", "resolved"),
+    ("attention", "device", "dtype", "resolved"),
     [
-        ("auto", "cpu", "eager"),
-        ("auto", "cuda", "sdpa"),
-        ("auto", "mps", "sdpa"),
-        ("sdpa", "cpu", "sdpa"),
-        ("eager", "cuda", "eager"),
+        ("auto", "cpu", torch.bfloat16, "eager"),
+        ("auto", "cpu", torch.float32, "sdpa"),
+        ("auto", "cuda", torch.bfloat16, "sdpa"),
+        ("auto", "mps", torch.float32, "sdpa"),
+        ("sdpa", "cpu", torch.bfloat16, "sdpa"),
+        ("eager", "cuda", torch.bfloat16, "eager"),
     ],
 )
-def test_attention_auto_follows_the_device(attention, device, resolved):
-    assert resolve_attention(attention, device) == resolved
+def test_attention_auto_follows_the_device(attention, device, dtype, resolved):
+    assert resolve_attention(attention, torch.device(device), dtype) == resolved

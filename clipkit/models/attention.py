@@ -1,0 +1,147 @@
+"""Queries, keys and values of many images or captions, one after the other → attention.
+
+Tokens come flat, (T, W), and a layout says which belong together: images are all of one length,
+captions (see :mod:`clipkit.models.packing`) of any. In bf16 on a CPU the backward pass of
+PyTorch's SDPA is several times slower than plain batched matrix products, in float32 and on a
+GPU it is faster; ``resolve_attention`` chooses.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipkit.models.packing import PackedTexts
+
+
+class Layout(Protocol):
+    """Which tokens attend to which. H heads; W is H times their width."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
+        """(T, W) each → (T, W). With one query an image or caption, that of its pooled token,
+        q is (B, W) and so is the result."""
+
+    def pool(self, x: Tensor) -> Tensor:
+        """(T, W) → (B, W), the tokens that become embeddings."""
+
+
+class ImageLayout(NamedTuple):
+    """B images of L tokens each, the first of them pooled; every token sees its image."""
+
+    images: int
+    length: int
+    sdpa: bool
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x.view(self.images, self.length, -1)[:, 0]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
+        queries, keys, values = (_heads(x, self.images, heads) for x in (q, k, v))
+        return _flat(_attention(queries, keys, values, None, dropout, sdpa=self.sdpa))
+
+
+class TextLayout(NamedTuple):
+    """B captions; a token sees those of its caption up to itself; the end token is pooled.
+
+    Captions of one length are attended to as a batch without padding. On a GPU many small
+    kernels are slow, so there all are padded to the longest, for this alone.
+    """
+
+    texts: PackedTexts
+    sdpa: bool
+    pad: bool
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x.index_select(0, self.texts.ends)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
+        last = len(q) != len(k)  # only the end tokens' queries
+        if self.pad:
+            return self._padded(q, k, v, heads, dropout, last)
+        counts = [count for count, _ in self.texts.groups]
+        tokens = [count * length for count, length in self.texts.groups]
+        parts = zip(
+            self.texts.groups,
+            torch.split(q, counts if last else tokens),
+            torch.split(k, tokens),
+            torch.split(v, tokens),
+            strict=True,
+        )
+        results = []
+        for (count, length), *qkv in parts:
+            queries, keys, values = (_heads(x, count, heads) for x in qkv)
+            mask = None if last or length == 1 else _causal(length, q.device)
+            results.append(_flat(_attention(queries, keys, values, mask, dropout, sdpa=self.sdpa)))
+        return torch.cat(results)
+
+    def _padded(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float, last: bool
+    ) -> Tensor:
+        count, longest = len(self.texts.ends), self.texts.longest
+        full = count * longest
+        rows = self.texts.padded
+
+        def pad(x: Tensor) -> Tensor:
+            return x.new_zeros(full, x.shape[1]).index_copy(0, rows, x)
+
+        keys, values = _heads(pad(k), count, heads), _heads(pad(v), count, heads)
+        if last:
+            real = torch.zeros(full, dtype=torch.bool, device=q.device).index_fill(0, rows, True)
+            mask = real.view(count, 1, 1, longest)
+            result = _attention(
+                _heads(q, count, heads), keys, values, mask, dropout, sdpa=self.sdpa
+            )
+            return _flat(result)
+        queries = _heads(pad(q), count, heads)
+        mask = _causal(longest, q.device)
+        return _flat(_attention(queries, keys, values, mask, dropout, sdpa=self.sdpa))[rows]
+
+
+def resolve_attention(attention: str, device: torch.device, dtype: torch.dtype) -> str:
+    """``auto`` → ``eager`` in bf16 on a CPU and ``sdpa`` elsewhere; anything else as it is.
+
+    Args:
+        attention: ``auto``, ``eager`` or ``sdpa``.
+        device: where the model runs.
+        dtype: what it computes in.
+    """
+    if attention != "auto":
+        return attention
+    return "eager" if device.type == "cpu" and dtype == torch.bfloat16 else "sdpa"
+
+
+def _heads(x: Tensor, count: int, heads: int) -> Tensor:
+    """(B · L, W) → (B, H, L, W / H)."""
+    return x.reshape(count, -1, heads, x.shape[-1] // heads).transpose(1, 2)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(B, H, L, W / H) → (B · L, W)."""
+    return x.transpose(1, 2).reshape(-1, x.shape[1] * x.shape[3])
+
+
+def _causal(length: int, device: torch.device) -> Tensor:
+    """(L, L) bool: what each token sees."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, *, sdpa: bool
+) -> Tensor:
+    """(B, H, L, W / H) each → the same; ``mask`` is True where a key is seen."""
+    if sdpa:
+        causal = mask is not None and mask.ndim == 2  # a flag is faster than a mask
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if causal else mask, dropout_p=dropout, is_causal=causal
+        )
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    shares = scores.softmax(-1)
+    if dropout:
+        shares = F.dropout(shares, dropout)
+    result: Tensor = shares @ v
+    return result

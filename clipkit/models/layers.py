@@ -1,0 +1,81 @@
+"""A layer of a tower: transformers' parameters, a forward pass that does less and does it once.
+
+Beside transformers' own forward: queries, keys and values are one matrix product; tokens come
+flat and unpadded; of the last layer only the pooled tokens are computed; weights are rounded to
+the dtype of what comes in, so that bf16 needs neither autocast nor a second copy of the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+from clipkit.models.attention import ImageLayout, Layout, TextLayout
+
+
+class EncoderLayer(CLIPEncoderLayer):  # type: ignore[misc]
+    """A ``CLIPEncoderLayer`` that takes a layout; without one it is what it was.
+
+    Attributes:
+        recompute: keep only what comes in, and compute again in the backward pass.
+    """
+
+    recompute = False
+
+    def forward(
+        self, hidden_states: Tensor, layout: Any = None, pool: bool = False, **kwargs: Any
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            hidden_states: (T, W), the tokens of all images or captions.
+            layout: which belong together.
+            pool: return the pooled tokens only, (B, W), and compute no more than they need.
+            kwargs: of transformers, where there is no layout.
+        """
+        if not isinstance(layout, ImageLayout | TextLayout):
+            result: Tensor = super().forward(hidden_states, layout, **kwargs)
+            return result
+        if self.recompute and torch.is_grad_enabled():
+            # Inside the layer, so that FSDP's hooks are not called by the second pass.
+            arguments = hidden_states, layout, pool
+            again: Tensor = checkpoint(self._compute, *arguments, use_reentrant=False)
+            return again
+        return self._compute(hidden_states, layout, pool)
+
+    def _compute(self, hidden_states: Tensor, layout: Layout, pool: bool) -> Tensor:
+        x, attention = hidden_states, self.self_attn
+        y = norm(x, self.layer_norm1)
+        if pool:
+            x = layout.pool(x)  # (B, W)
+            q = linear(layout.pool(y), attention.q_proj)
+            k, v = linear(y, attention.k_proj, attention.v_proj).chunk(2, dim=-1)
+        else:
+            qkv = linear(y, attention.q_proj, attention.k_proj, attention.v_proj)  # (T, 3 W)
+            q, k, v = qkv.chunk(3, dim=-1)
+        dropout = attention.dropout if self.training else 0.0
+        y = layout.attend(q, k, v, attention.num_heads, dropout)
+        x = x + linear(y, attention.out_proj)
+        y = linear(norm(x, self.layer_norm2), self.mlp.fc1)
+        return x + linear(self.mlp.activation_fn(y), self.mlp.fc2)
+
+
+def linear(x: Tensor, *modules: nn.Linear) -> Tensor:
+    """(…, W) → (…, the sum of their widths): all of the modules at once, in the dtype of x."""
+    first = modules[0]
+    if len(modules) == 1:
+        bias = None if first.bias is None else first.bias.to(x.dtype)
+        return F.linear(x, first.weight.to(x.dtype), bias)
+    weight = torch.cat([module.weight.to(x.dtype) for module in modules])
+    return F.linear(x, weight, torch.cat([module.bias.to(x.dtype) for module in modules]))
+
+
+def norm(x: Tensor, module: nn.LayerNorm) -> Tensor:
+    """Layer norm in the dtype of x; its sums are float32."""
+    weight, bias = module.weight.to(x.dtype), module.bias.to(x.dtype)
+    return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)

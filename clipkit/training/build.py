@@ -1,0 +1,52 @@
+"""Config → the accelerator and the model of a run, for whatever runs its steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from clipkit.config import Config
+from clipkit.models import DualEncoder, build_model
+
+
+def build_accelerator(config: Config, **options: Any) -> Accelerator:
+    """accelerate's choice of device and ranks.
+
+    Args:
+        config: ``train.precision``.
+        options: of ``Accelerator``, beside these.
+    """
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else torchrun on a CPU is N runs of one rank
+        # Of fp16 it is the scaler that is wanted; the model itself knows what to compute in.
+        mixed_precision="fp16" if config.train.precision == "fp16" else "no",
+        **options,
+    )
+
+
+def build_training_model(
+    config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> DualEncoder:
+    """The model as ``config.model`` and ``config.train`` have it, on the device.
+
+    Raises:
+        ClipkitError: see ``build_model``.
+    """
+    model = build_model(
+        config.model,
+        config.preprocess,
+        tokenizer,
+        init_temperature=config.loss.init_temperature,
+        seed=config.seed,
+        init_bias=config.loss.init_bias if config.loss.kind == "sigmoid" else None,
+    ).to(device)
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    model.compute_dtype = dtypes.get(config.train.precision)
+    if config.train.activation_checkpointing:
+        model.checkpoint_activations()
+    if config.train.compile:
+        model.compile_layers()
+    return model
