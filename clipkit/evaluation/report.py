@@ -160,7 +160,10 @@ def _charts(
     drawn.append(chart("Right within the batch", accuracies, share=True))
     norms = {"grad_norm": "all", "grad_norm_vision": "image tower", "grad_norm_text": "text tower"}
     drawn.append(chart("Scale (inverse temperature)", [_series(train, "scale", "scale")]))
-    drawn.append(chart("Learning rate", [_series(train, "lr", "lr")]))
+    rates = [_series(train, "lr", "lr")]
+    if any(r.get("lr_lowest") != r.get("lr_highest") for r in train):
+        rates += [_series(train, f"lr_{end}", f"{end} of a group") for end in ("lowest", "highest")]
+    drawn.append(chart("Learning rate", rates))
     drawn.append(chart("Gradient norm", [_series(train, *each) for each in norms.items()]))
     for key, title in (
         ("images_per_second", "Images a second"),

@@ -350,6 +350,8 @@ def _train(
                     "loss": float(accelerator.reduce(result.loss, "mean")),
                     "scale": float(result.scale),
                     "lr": lr,
+                    "lr_lowest": min(group["lr"] for group in optimizer.param_groups),
+                    "lr_highest": max(group["lr"] for group in optimizer.param_groups),
                     "accuracy_image_to_text": round(accuracy[0], 5),
                     "accuracy_text_to_image": round(accuracy[1], 5),
                     "grad_norm": norm,

@@ -48,6 +48,7 @@ def spiked(clipkit: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
         model__vision__dropout=0.0,
         model__text__dropout=0.0,
         optim__lr=1e-3,
+        optim__layer_decay=0.9,
         train__batch_size=8,
         train__steps=70,
         train__save_every=100,
@@ -83,6 +84,9 @@ def test_records_hold_rates_and_what_they_are_shares_of(spiked: tuple[Path, str]
         share = record["tflops"] / start["ceiling_tflops"]
         assert record["utilisation"] == pytest.approx(share, abs=0.01)
         assert 0.1 < record["memory_gib"] < 8
+        # Two layers in the image tower: its embeddings learn three steps slower than its end.
+        assert record["lr_highest"] == record["lr"]
+        assert record["lr_lowest"] == pytest.approx(0.9**3 * record["lr"])
 
 
 @pytest.mark.slow
