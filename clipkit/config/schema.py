@@ -244,6 +244,21 @@ class EvalConfig:
 
 
 @dataclass
+class PlanConfig:
+    """The GPUs that ``clipkit train --dry-run`` plans for; training takes no notice."""
+
+    # TFLOP/s of one, in ``train.precision``, by its data sheet: 989 for an H100. None: what this
+    # machine does with the model is measured, and stands for a GPU.
+    gpu_tflops: float | None = None
+    utilisation: float = 0.4  # the share of it that training reaches, as in metrics.jsonl
+    gpus_per_node: int = 8
+    # GB/s that a GPU sends in a collective to others of its node, and a node, with all its GPUs,
+    # to other nodes. These are NVLink 4 and 8 × 400 Gbit/s.
+    gpu_gb_s: float = 400.0
+    node_gb_s: float = 400.0
+
+
+@dataclass
 class Config:
     """One run. ``clipkit train CONFIG --print-config`` prints it whole."""
 
@@ -256,3 +271,4 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)

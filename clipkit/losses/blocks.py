@@ -96,6 +96,12 @@ def each_block(
             yield slice(i, i + len(some)), slice(j, j + len(other)), logits
 
 
+def block_bytes(rows: int, columns: int, *, gpu: bool) -> int:
+    """Of the logits that are there at one time."""
+    height, width = _GPU_BLOCK if gpu else _CPU_BLOCK
+    return 4 * min(height, rows) * min(width, columns)
+
+
 def pair_rows(i: slice, j: slice, first: int) -> slice:
     """The rows of a block whose pair is among its columns."""
     begin, end = max(i.start, j.start - first), min(i.stop, j.stop - first)

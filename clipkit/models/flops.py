@@ -36,6 +36,13 @@ def image_flops(model: DualEncoder, patches: int) -> int:
     return patch * patches + _layers(vision, tokens, tokens**2) + _projection(model, vision)
 
 
+def kept_patches(model: DualEncoder, height: int, width: int) -> int:
+    """Patches of an image of this size that are left while training."""
+    size = int(model.backbone.config.vision_config.patch_size)
+    patches = (height // size) * (width // size)
+    return max(1, round(patches * (1 - model.patch_dropout)))
+
+
 def text_flops(model: DualEncoder, lengths: Tensor) -> int:
     """FLOPs of texts through the text tower, forward; see :func:`image_flops`.
 

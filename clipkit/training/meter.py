@@ -10,7 +10,13 @@ from collections.abc import Sequence
 import torch
 
 from clipkit.models import DualEncoder
-from clipkit.models.flops import image_flops, text_flops, text_lengths, training_factors
+from clipkit.models.flops import (
+    image_flops,
+    kept_patches,
+    text_flops,
+    text_lengths,
+    training_factors,
+)
 from clipkit.training.ceiling import Ceiling
 from clipkit.training.distributed import Ranks
 from clipkit.types import Batch
@@ -45,10 +51,9 @@ class Meter:
     def step_done(self, parts: Sequence[Batch]) -> None:
         """A step over ``parts`` is done, as far as the CPU is concerned."""
         model, (image_factor, text_factor) = self.model, self.factors
-        patch = model.backbone.config.vision_config.patch_size
         for part in parts:
             _, _, height, width = part.pixel_values.shape
-            patches = (height // patch) * (width // patch)
+            patches = kept_patches(model, height, width)
             lengths = text_lengths(model, part.input_ids)
             self.images += len(part.keys)
             self.tokens += int(lengths.sum())

@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
+from collections.abc import Iterable
+
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 from clipkit.config import Config
 from clipkit.data import build_train_loader
 from clipkit.data.reader import samples_text, some_captions
 from clipkit.data.tokenize import load_tokenizer, train_tokenizer
-from clipkit.losses import contrastive_loss
+from clipkit.losses.blocks import block_bytes
 from clipkit.models import DualEncoder
+from clipkit.models.flops import (
+    image_flops,
+    kept_patches,
+    text_flops,
+    text_lengths,
+    training_factors,
+)
 from clipkit.training.build import build_training_model
+from clipkit.training.ceiling import find_ceiling
+from clipkit.training.memory import Kind, StepMemory, watch_passes
+from clipkit.training.optim import build_optimizer
 from clipkit.training.run import resolve_preprocess
 from clipkit.training.samples import open_data, total_steps
+from clipkit.training.scaling import RANKS, Rates, Work, step_time
+from clipkit.training.step import parts_of
 from clipkit.types import Batch
 
-_PROBE = 8  # samples that one measured forward pass takes
+_PROBE = 16  # samples of the passes that are timed
+_SINGLE = 1 / 16  # of a GPU's FLOP/s in bf16, without tensor cores: what float32 gets
 
 
 def dry_run(config: Config) -> str:
-    """Loads one batch, measures one small forward pass, and says what the run would take.
+    """Loads one batch, watches a few small passes, and says what the run would take.
 
     Returns:
-        A table: samples, steps, parameters, FLOPs a sample (forward and backward), memory.
+        A table: samples, steps, parameters, FLOPs, memory; and one of step time, communication
+        and efficiency by the number of GPUs.
 
     Raises:
         ClipkitError: whatever would stop the run at its start.
     """
+    parts = parts_of(config, 1)
     config = resolve_preprocess(config)
     reader, _ = open_data(config)
     preprocess = config.preprocess
@@ -39,7 +58,9 @@ def dry_run(config: Config) -> str:
         )
     else:
         tokenizer = load_tokenizer(preprocess.tokenizer, context_length=preprocess.context_length)
-    model = build_training_model(config, tokenizer, torch.device("cpu"))
+    # Not compiled: operations are watched one by one.
+    plain = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=False))
+    model = build_training_model(plain, tokenizer, torch.device("cpu"))
     batch_size = config.train.batch_size
     steps = total_steps(config, len(reader))
     loader = build_train_loader(
@@ -54,16 +75,14 @@ def dry_run(config: Config) -> str:
     )
     batch = next(iter(loader))
     loader.close()
-    flops, saved = _measure(model, batch, config)
+    model.train()
+    work, memory = _work(model, batch, config, parts), _memory(model, batch, config, parts)
+    rates, told = _rates(model, batch, config, work)
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    # fp32 weights; gradients and two moments for what is trained; the logits, their softmax
-    # and its gradient, in both directions.
-    weights = 4 * total + 12 * trained
-    activations = saved * batch_size
-    logits = 4 * 6 * batch_size**2
-    longest = batch.input_ids.shape[1]
+    tokens = float(text_lengths(model, batch.input_ids).float().mean())
     epochs = steps * batch_size / len(reader)
+    kind, plan = config.train.distributed, config.plan
     rows = [
         ("samples", f"{samples_text(reader)} in {len(reader.shard_sizes):,} shards"),
         ("steps", f"{steps:,} of {batch_size:,} pairs, {epochs:.1f} epochs"),
@@ -71,45 +90,150 @@ def dry_run(config: Config) -> str:
         ("parameters", f"{total / 1e6:.2f} M, {trained / 1e6:.2f} M of them trained"),
         (
             "FLOPs a sample",
-            f"{flops / 1e9:.3f} G forward and backward, captions of {longest} tokens",
+            f"{work.flops / 1e9:.3f} G forward and backward, captions of {tokens:.1f} tokens",
         ),
-        ("FLOPs of the run", f"{flops * steps * batch_size / 1e15:.3f} P"),
+        ("FLOPs of the run", f"{work.flops * steps * batch_size / 1e15:.3f} P"),
         (
             "memory estimate",
-            f"{_gib(weights + activations + logits)} on one rank: weights, gradients and moments "
-            f"{_gib(weights)}, activations {_gib(activations)}, logits {_gib(logits)}",
+            f"{_gib(memory.bytes(1, kind))} on one rank: weights, gradients and optimizer "
+            f"{_gib(memory.weights + memory.gradients + memory.state)}",
         ),
         (
             "one batch",
             f"pixel_values {tuple(batch.pixel_values.shape)} uint8, input_ids "
             f"{tuple(batch.input_ids.shape)}, {int((~batch.valid).sum())} skipped",
         ),
+        ("rates", told),
+        (
+            "links",
+            f"{plan.gpus_per_node} GPUs a node; {plan.gpu_gb_s:g} GB/s of a GPU in it, "
+            f"{plan.node_gb_s:g} GB/s of a node",
+        ),
     ]  # fmt: skip
-    return "\n".join(f"{name:<17} {text}" for name, text in rows)
+    lines = [f"{name:<17} {text}" for name, text in rows]
+    return "\n".join([*lines, "", *_by_ranks(config, work, memory, rates, steps)])
 
 
-def _measure(model: DualEncoder, batch: Batch, config: Config) -> tuple[float, float]:
-    """(FLOPs, bytes kept for the backward pass), both a sample, of one real forward pass."""
-    pixels, ids = batch.pixel_values[:_PROBE], batch.input_ids[:_PROBE]
-    kept: dict[int, int] = {}
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+def _by_ranks(
+    config: Config, work: Work, memory: StepMemory, rates: Rates, steps: int
+) -> list[str]:
+    """A line for each number of GPUs that the batch divides by."""
+    train = config.train
+    kinds: tuple[Kind, ...] = ("ddp", "fsdp")
+    lines = [
+        f"{'':>5} {'pairs':>7} | " + " | ".join(f"{kind:<32}" for kind in kinds) + " |   whole run",
+        f"{'GPUs':>5} {'each':>7} | "
+        + " | ".join(f"{'GiB':>6} {'sent MiB':>9} {'s/step':>8} {'eff.':>6}" for _ in kinds)
+        + f" | {train.distributed:>5}, hours",
+    ]
+    for ranks in RANKS:
+        if train.batch_size % (ranks * work.parts):
+            break
+        cells = []
+        for kind in kinds:
+            one = step_time(work, 1, rates, kind).seconds
+            time = step_time(work, ranks, rates, kind)
+            efficiency = one / ranks / time.seconds
+            cells.append(
+                f"{memory.bytes(ranks, kind) / 2**30:>6.2f} {time.sent / 2**20:>9.1f} "
+                f"{time.seconds:>8.4f} {efficiency:>6.0%}"
+            )
+        hours = step_time(work, ranks, rates, train.distributed).seconds * steps / 3600
+        lines.append(
+            f"{ranks:>5} {train.batch_size // ranks:>7} | {' | '.join(cells)} | {hours:>12.4g}"
+        )
+    else:
+        return lines
+    parts = f" in {work.parts} parts" if work.parts > 1 else ""
+    return [*lines, f"{ranks:>5} or more do not divide train.batch_size {train.batch_size}{parts}"]
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
-    model.train()
-    counter = FlopCounterMode(display=False)
-    with counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+def _work(model: DualEncoder, batch: Batch, config: Config, parts: int) -> Work:
+    image_factor, text_factor = training_factors(model)
+    _, _, height, width = batch.pixel_values.shape
+    lengths = text_lengths(model, batch.input_ids)
+    flops: float = image_factor * image_flops(model, kept_patches(model, height, width))
+    flops += text_factor * text_flops(model, lengths) / len(lengths)
+    cached = parts > 1 and config.train.micro_batch is not None
+    return Work(
+        batch_size=config.train.batch_size,
+        embed_dim=model.embed_dim,
+        flops=flops,
+        forwards=1 + cached + config.train.activation_checkpointing,
+        parts=parts,
+        weights=_bytes(model.parameters()),
+        gradients=_bytes(p for p in model.parameters() if p.requires_grad),
+        layers=len(_layers(model)),
+    )
+
+
+def _memory(model: DualEncoder, batch: Batch, config: Config, parts: int) -> StepMemory:
+    first, further = watch_passes(model, batch.pixel_values, batch.input_ids)
+    trained = _bytes(p for p in model.parameters() if p.requires_grad)
+    layers = [_bytes(layer.parameters()) for layer in _layers(model)]
+    size = config.train.batch_size
+    return StepMemory(
+        batch_size=size,
+        parts=parts,
+        embed_dim=model.embed_dim,
+        pixels=batch.pixel_values[0].nbytes,
+        weights=_bytes(model.parameters()),
+        gradients=trained,
+        state=_optimizer_bytes(model, config) + (trained if config.train.ema else 0),
+        first=first,
+        further=further,
+        layer=max(layers),
+        rest=_bytes(model.parameters()) - sum(layers),
+        block=block_bytes(size, size, gpu=config.plan.gpu_tflops is not None),
+    )
+
+
+def _rates(model: DualEncoder, batch: Batch, config: Config, work: Work) -> tuple[Rates, str]:
+    """What a GPU does, given or measured here; and how that is known."""
+    plan = config.plan
+    bf16 = config.loss.matmul == "bf16"
+    if plan.gpu_tflops is not None:
+        peak = plan.gpu_tflops * 1e12
+        towers, loss = peak * plan.utilisation, peak * (1 if bf16 else _SINGLE) * plan.utilisation
+        told = f"GPUs of {plan.gpu_tflops:g} TFLOP/s, {plan.utilisation:.0%} of it used"
+    else:
+        pixels, ids = batch.pixel_values[:_PROBE], batch.input_ids[:_PROBE]
+        for _ in range(2):  # the first makes ready
+            begin = time.perf_counter()
             output = model(pixel_values=pixels, input_ids=ids)
-        assert output.image_embeds is not None
-        assert output.text_embeds is not None
-        loss = contrastive_loss(output.image_embeds, output.text_embeds, output.scale)
-        torch.autograd.backward(loss)
-    return counter.get_total_flops() / len(ids), sum(kept.values()) / len(ids)
+            assert output.image_embeds is not None
+            assert output.text_embeds is not None
+            torch.autograd.backward(output.image_embeds.sum() + output.text_embeds.sum())
+            seconds = time.perf_counter() - begin
+        model.zero_grad(set_to_none=True)
+        towers = work.flops * len(ids) * (2 + work.forwards) / 3 / seconds
+        loss = find_ceiling(torch.device("cpu"), config.loss.matmul).flops_per_second
+        told = f"{towers / 1e12:.3f} TFLOP/s, measured here, in the place of a GPU"
+    rates = Rates(
+        towers=towers,
+        loss=loss,
+        node=plan.gpu_gb_s * 1e9,
+        network=plan.node_gb_s * 1e9,
+        per_node=plan.gpus_per_node,
+    )
+    return rates, told
+
+
+def _optimizer_bytes(model: DualEncoder, config: Config) -> int:
+    """Two moments a parameter; Muon has one."""
+    optimizer = build_optimizer(model.named_parameters(), config.optim)
+    every = [p for group in optimizer.param_groups for p in group["params"]]
+    adamw = [p for group in optimizer.param_groups if "betas" in group for p in group["params"]]
+    return _bytes(every) + _bytes(adamw)
+
+
+def _layers(model: DualEncoder) -> list[nn.Module]:
+    towers = (model.backbone.vision_model, model.backbone.text_model)
+    return [layer for tower in towers for layer in tower.encoder.layers]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _gib(count: float) -> str:

@@ -36,6 +36,7 @@ _FREE = (
     "train.log_every",
     "train.trackers",
     "eval",
+    "plan",
 )
 
 

@@ -8,7 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipkit.config.schema import ModelConfig
 from clipkit.data.tokenize import tokenize
 from clipkit.models import build_model
-from clipkit.models.flops import image_flops, text_flops, text_lengths, training_factors
+from clipkit.models.flops import (
+    image_flops,
+    kept_patches,
+    text_flops,
+    text_lengths,
+    training_factors,
+)
 
 
 def counted(call, *arguments) -> int:
@@ -45,3 +51,12 @@ def test_a_frozen_tower_has_no_backward_pass(small_preprocess, small_tokenizer):
     sizes.vision.patch_size = 8
     model = build_model(sizes, small_preprocess, small_tokenizer, init_temperature=0.07, seed=0)
     assert training_factors(model) == (1, 3)
+
+
+def test_patches_that_are_dropped_do_not_count(small_model):
+    try:
+        small_model.patch_dropout = 0.5
+        assert kept_patches(small_model, 32, 32) == 8
+    finally:
+        small_model.patch_dropout = 0.0
+    assert kept_patches(small_model, 32, 16) == 8

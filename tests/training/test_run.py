@@ -374,10 +374,12 @@ def test_print_config_prints_the_whole_config_and_trains_nothing(
 def test_dry_run_says_what_the_run_would_take(clipkit: Run, tmp_path: Path) -> None:
     result = clipkit("train", write_config(tmp_path), "--dry-run")
     assert result.returncode == 0, result.stderr
-    rows = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    facts, _ = result.stdout.split("\n\n")  # and a table
+    rows = dict(line.split(maxsplit=1) for line in facts.splitlines())
     assert rows["samples"].startswith("221 in 1 shards")
     assert rows["steps"].startswith("9 of 48 pairs")
     assert "(48, 3, 32, 32)" in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines()) <= 100
     assert not (tmp_path / "run").exists()
 
 

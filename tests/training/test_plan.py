@@ -1,0 +1,89 @@
+"""What a run would take: memory as measured, step time by the formulas."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from command_line import ROOT, Run
+from test_run import write_config
+
+from clipkit.training.scaling import RANKS, Rates, Work, step_time
+
+WORK = Work(
+    batch_size=32768,
+    embed_dim=512,
+    flops=3e10,
+    forwards=1,
+    parts=1,
+    weights=6e8,
+    gradients=6e8,
+    layers=24,
+)
+H100 = Rates(towers=4e14, loss=2.5e13, node=4e11, network=4e11, per_node=8)
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("plan_report", ROOT / "scripts/plan_report.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_expected_memory_is_within_15_per_cent_of_a_real_run(report: ModuleType) -> None:
+    changes = {"train.precision": "fp32", "train.batch_size": 128}
+    expected = report.estimate(report.SMALL, changes)
+    nothing = report.measured(report.NOTHING, {}, report.TENSORS_ONLY)
+    measured = report.measured(report.SMALL, changes, report.TENSORS_ONLY)
+    assert expected == pytest.approx(measured - nothing, rel=report.WITHIN)
+
+
+@pytest.mark.slow
+def test_the_plan_goes_from_1_to_4096_gpus(clipkit: Run, tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path,
+        data__train=str(ROOT / "data/emoji/train-*.tar"),
+        data__evaluate={},
+        plan={"gpu_tflops": 989, "gpus_per_node": 4},
+        train__batch_size=4096,
+    )
+    result = clipkit("train", config, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "GPUs of 989 TFLOP/s, 40% of it used" in result.stdout
+    assert "4 GPUs a node" in result.stdout
+    rows = [line.split() for line in result.stdout.splitlines() if "|" in line]
+    assert [int(row[0]) for row in rows[2:]] == list(RANKS)
+    memory = [float(row[8]) for row in rows[2:]]  # fsdp
+    assert memory == sorted(memory, reverse=True)
+
+
+def test_one_gpu_computes_and_sends_nothing() -> None:
+    one = step_time(WORK, 1, H100, "ddp")
+    towers, loss = 32768 * 3e10 / 4e14, 8 * 32768**2 * 512 / 2.5e13
+    assert one.seconds == pytest.approx(towers + loss)
+    assert one.sent == 0
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_efficiency_falls_with_gpus_and_is_high_where_the_batch_is(kind: str) -> None:
+    one = step_time(WORK, 1, H100, kind).seconds
+    efficiency = [one / ranks / step_time(WORK, ranks, H100, kind).seconds for ranks in RANKS]
+    assert efficiency == sorted(efficiency, reverse=True)
+    assert efficiency[3] > 0.95
+    assert efficiency[-1] < 0.5
+
+
+def test_fsdp_sends_half_as_much_again_and_a_slow_network_shows() -> None:
+    ddp, fsdp = (step_time(WORK, 64, H100, kind) for kind in ("ddp", "fsdp"))
+    texts = 63 / 64 * 3 * 4 * 32768 * 512
+    assert (fsdp.sent - texts) / (ddp.sent - texts) == pytest.approx(1.5)
+    slow = dataclasses.replace(H100, network=1e10)
+    assert step_time(WORK, 64, slow, "ddp").exposed > 10 * ddp.exposed
+    assert step_time(WORK, 8, slow, "ddp") == step_time(WORK, 8, H100, "ddp")
