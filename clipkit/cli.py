@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, add_arguments, text in (
         ("train", _add_train_arguments, "train a model, or go on with a run that stopped"),
+        ("convert", _add_convert_arguments, "make a Hugging Face folder of a checkpoint"),
         ("embed", add_embed_arguments, "embed images and captions into a store"),
         ("search", add_search_arguments, "find images in a store by text or by image"),
         ("classify", add_classify_arguments, "sort images into classes named in words"),
@@ -131,6 +132,24 @@ def _train(args: argparse.Namespace) -> int:
     from clipkit.training.loop import train
 
     train(config, allow_change=args.allow_change)
+    return 0
+
+
+def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", help="such as runs/emoji/checkpoints/step-000400; or a run: its newest one"
+    )
+    parser.add_argument("out", help="the folder to make")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from clipkit.training.convert import convert
+
+    checkpoint, damaged = convert(Path(args.checkpoint), Path(args.out))
+    for line in damaged:
+        print(f"damaged and passed over: {line}", file=sys.stderr)
+    print(f"{checkpoint} → {args.out}")
     return 0
 
 

@@ -163,6 +163,13 @@ def validate(config: Config) -> None:
         )
     if train.distributed == "fsdp" and train.precision == "fp16":
         raise ConfigError("train.precision: fp16 does not go with train.distributed=fsdp; use bf16")
+    if train.offload and train.distributed != "fsdp":
+        raise ConfigError("train.offload: it goes with train.distributed=fsdp; ddp keeps all whole")
+    if train.checkpoint == "sharded" and train.distributed != "fsdp":
+        raise ConfigError(
+            "train.checkpoint: sharded goes with train.distributed=fsdp, where each rank holds a "
+            "part; use whole"
+        )
     if config.loss.kind == "sigmoid" and config.loss.label_smoothing:
         raise ConfigError(
             f"loss.label_smoothing: {config.loss.label_smoothing} is for loss.kind=infonce; a "
@@ -236,9 +243,9 @@ def _check_numbers(tree: dict[str, Any], prefix: str = "") -> None:
         key = f"{prefix}{name}"
         if isinstance(value, dict):
             _check_numbers(value, f"{key}.")
-        elif isinstance(value, bool):
+        elif isinstance(value, bool) or key.endswith(".filter.min_score"):
             continue
-        elif isinstance(value, int | float) and not key.endswith(".filter.min_score"):
+        elif isinstance(value, int | float):
             if key in _MAY_BE_NEGATIVE and math.isfinite(value):
                 continue
             zero = key in _MAY_BE_ZERO

@@ -219,6 +219,9 @@ class TrainConfig:
     accumulate: int = 1
     # How several ranks share the work. ``fsdp`` shards weights, gradients and moments too.
     distributed: Literal["ddp", "fsdp"] = "ddp"
+    # With fsdp, weights, gradients and moments stay in the CPU's memory, where the optimizer
+    # works on them; the accelerator holds a layer's weights while it needs them.
+    offload: bool = False
     # What the towers compute in. Weights, gradients, moments and the loss are float32 always.
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     # Decay of a moving average of the weights, 0.9999 say; less in the first steps. It is
@@ -230,6 +233,13 @@ class TrainConfig:
     save_every: int = 500  # steps
     save_minutes: float | None = None  # and at least this often
     keep: int = 2  # checkpoints; the newest
+    # A step waits only until weights and moments are copied to the CPU's memory, which takes as
+    # much of it as they do; a thread writes them. A run ends when they are on the disk.
+    save_in_background: bool = True
+    # ``sharded``: with fsdp, each rank writes what it holds, and reads no more than that when the
+    # run goes on, be it with more or fewer ranks, with fsdp or ddp. ``clipkit convert`` makes
+    # a Hugging Face folder of a checkpoint. ``whole``: the first rank writes all of it, in one.
+    checkpoint: Literal["whole", "sharded"] = "whole"
     log_every: int = 10  # steps
     trackers: list[str] = field(default_factory=list)  # of accelerate: tensorboard, wandb …
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from transformers import PreTrainedTokenizerBase
 
 from clipkit.config import Config
@@ -16,10 +17,13 @@ def build_accelerator(config: Config, **options: Any) -> Accelerator:
     """accelerate's choice of device and ranks.
 
     Args:
-        config: ``train.precision``.
+        config: ``train.precision``, ``train.offload``.
         options: of ``Accelerator``, beside these.
     """
+    # The norm of offloaded gradients is summed over ranks on the CPU.
+    both = [InitProcessGroupKwargs(backend="cuda:nccl,cpu:gloo")]
     return Accelerator(
+        kwargs_handlers=both if config.train.offload and torch.cuda.is_available() else None,
         cpu=not torch.accelerator.is_available(),  # else torchrun on a CPU is N runs of one rank
         # Of fp16 it is the scaler that is wanted; the model itself knows what to compute in.
         mixed_precision="fp16" if config.train.precision == "fp16" else "no",

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor
 
 from clipkit.models import DualEncoder
 from clipkit.training.optim import tower_of
 
+T = TypeVar("T")
+
 
 class Ranks:
-    """Small numbers that all ranks agree on each step, without a look at the accelerator."""
+    """What ranks tell one another over the CPU, without a look at the accelerator.
 
-    def __init__(self) -> None:
-        self.number = dist.get_world_size() if dist.is_initialized() else 1
+    Args:
+        alone: this process, whatever others there are.
+        apart: by a group of its own, so that a thread may use it.
+    """
+
+    def __init__(self, *, alone: bool = False, apart: bool = False) -> None:
+        together = dist.is_initialized() and not alone
+        self.number = dist.get_world_size() if together else 1
+        self.rank = dist.get_rank() if together else 0
         self._group: Any = None
-        if self.number > 1 and dist.get_backend() != "gloo":
+        if self.number > 1 and (apart or dist.get_backend() != "gloo"):
             self._group = dist.new_group(backend="gloo")
 
     def most(self, *values: int) -> list[int]:
@@ -43,21 +57,35 @@ class Ranks:
         result: list[float] = tensor.tolist()
         return result
 
+    def gather(self, value: T) -> list[T]:
+        """The value of each rank."""
+        if self.number == 1:
+            return [value]
+        values: list[Any] = [None] * self.number
+        dist.all_gather_object(values, value, group=self._group)
+        return values
 
-def shard(model: DualEncoder, device: torch.device) -> DualEncoder:
+
+def shard(model: DualEncoder, device: torch.device, *, offload: bool = False) -> DualEncoder:
     """Shards weights, and with them gradients and moments, over all ranks, layer by layer.
 
-    ``logit_scale`` and the bias stay whole: FSDP2 shards nothing of no dimensions. Their
-    gradients are averaged by :func:`average_whole`.
+    ``logit_scale`` and the bias stay whole, and on the device: FSDP2 shards nothing of no
+    dimensions. Their gradients are averaged by :func:`average_whole`.
+
+    Args:
+        model: on the device.
+        device: of this rank.
+        offload: what is sharded stays in the CPU's memory.
 
     Reference: ZeRO-3, https://arxiv.org/abs/1910.02054, section 5.3; PyTorch's FSDP2.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    policy: OffloadPolicy = CPUOffloadPolicy() if offload else OffloadPolicy()
     for tower in (model.backbone.vision_model, model.backbone.text_model):
         for layer in tower.encoder.layers:
-            fully_shard(layer, mesh=mesh)
+            fully_shard(layer, mesh=mesh, offload_policy=policy)
     whole = {p for p in model.parameters() if p.ndim == 0}
-    fully_shard(model, mesh=mesh, ignored_params=whole)
+    fully_shard(model, mesh=mesh, ignored_params=whole, offload_policy=policy)
     return model
 
 
@@ -89,14 +117,6 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like_parameter(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, on the parameter's device and sharded as it is; all ranks must call it."""
-    tensor = tensor.to(parameter.device)
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
-    return tensor
-
-
 def clip_gradients(model: nn.Module, max_norm: float | None) -> dict[str, Tensor]:
     """Scales all gradients down to a total norm of at most ``max_norm``.
 
@@ -113,12 +133,14 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> dict[str, Tensor
         for tower, grads in gradients.items()
         if grads
     }
-    total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
+    # Of offloaded gradients, the norms are on the CPU; those of the scale are not.
+    device = next(iter(norms.values())).device
+    total = torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms.values()]))
     if max_norm is not None:
         factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
         for grads in gradients.values():
             if grads:
                 local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
-                torch._foreach_mul_(local, factor)
+                torch._foreach_mul_(local, factor.to(local[0].device))
     zero = torch.zeros_like(total)
     return {"all": total, "vision": norms.get("vision", zero), "text": norms.get("text", zero)}

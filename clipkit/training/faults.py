@@ -41,14 +41,19 @@ def main_first(accelerator: Accelerator, action: Callable[[], T]) -> T:
     return result if accelerator.is_main_process else action()
 
 
-def first_fault(fault: ClipkitError | None) -> ClipkitError:
-    """The error that ends all ranks, said by the one that met it; all ranks must call it."""
+def raise_first(fault: ClipkitError | None) -> None:
+    """Ends all ranks if one of them met a fault, with its sentence; all ranks must call it.
+
+    Raises:
+        ClipkitError: the first rank's that has one, said by those that met it.
+    """
     faults = [each for each in gather_object([fault]) if each is not None]
+    if not faults:
+        return
     if fault is not None and str(fault) == str(faults[0]):
-        return fault
+        raise fault
     faults[0].said = True
-    first: ClipkitError = faults[0]
-    return first
+    raise faults[0]
 
 
 def raise_if_asked(stop: Stop) -> None:

@@ -28,14 +28,13 @@ from clipkit.models import DualEncoder
 from clipkit.training.build import build_accelerator, build_training_model
 from clipkit.training.card import model_card
 from clipkit.training.ceiling import find_ceiling
-from clipkit.training.checkpoint import load_optimizer_tensors, load_tensors
 from clipkit.training.distributed import Ranks, clip_gradients, gathered, shard
 from clipkit.training.ema import WeightAverage
 from clipkit.training.failpoint import failpoint
 from clipkit.training.faults import (
     dump_samples,
-    first_fault,
     main_first,
+    raise_first,
     raise_if_asked,
     rank_lost,
 )
@@ -44,7 +43,12 @@ from clipkit.training.lock import RunLock
 from clipkit.training.meter import Meter
 from clipkit.training.optim import build_optimizer, set_learning_rate
 from clipkit.training.peers import Peers
-from clipkit.training.run import check_unchanged, prepare_tokenizer, resolve_preprocess
+from clipkit.training.run import (
+    check_offload,
+    check_unchanged,
+    prepare_tokenizer,
+    resolve_preprocess,
+)
 from clipkit.training.samples import (
     check_damage,
     count_skipped,
@@ -54,7 +58,7 @@ from clipkit.training.samples import (
     skips,
     total_steps,
 )
-from clipkit.training.saving import Saver, load_average, restore, whole_weights
+from clipkit.training.saving import Saver, restore
 from clipkit.training.schedule import learning_rate
 from clipkit.training.spikes import Spikes
 from clipkit.training.step import TrainStep, parts_of
@@ -111,8 +115,11 @@ class _Held:
 
     lock: RunLock | None = None
     peers: Peers | None = None
+    saver: Saver | None = None
 
     def release(self) -> None:
+        if self.saver is not None:
+            self.saver.finish()
         if self.peers is not None:
             self.peers.close()
         if self.lock is not None:
@@ -129,6 +136,7 @@ def _train(
     device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
     batch_size = config.train.batch_size
     parts = parts_of(config, ranks)
+    check_offload(config, device, ranks)
     config = resolve_preprocess(config)
     reader, eval_readers = main_first(  # the others find the index made
         accelerator, lambda: open_data(config, progress=accelerator.is_main_process)
@@ -156,7 +164,8 @@ def _train(
     if accelerator.is_main_process:
         # Not before: a mistake that the tokenizer or the model finds may be put right.
         write_text(folder / "config.yaml", dump_config(config))
-    state = restore(folder, model)
+    together = Ranks()
+    state = restore(folder, together)
     source_key = "data.mix" if config.data.mix else "data.train"
     if state.data not in (None, reader.fingerprint) and source_key not in allow_change:
         raise RunRefused(
@@ -172,14 +181,16 @@ def _train(
             print(f"{folder}: all {steps} steps are done; the model is in {folder / 'model'}")
         return folder / "model"
     sharded = config.train.distributed == "fsdp" and ranks > 1
-    wrapped = shard(model, device) if sharded else accelerator.prepare_model(model)
+    wrapped = (
+        shard(model, device, offload=config.train.offload)
+        if sharded
+        else accelerator.prepare_model(model)
+    )
     optimizer = build_optimizer(model.named_parameters(), config.optim)
+    state.load(model, optimizer)
     average = None if config.train.ema is None else WeightAverage(model, config.train.ema)
-    if state.checkpoint is not None:
-        moments = load_tensors(state.checkpoint / "optimizer.safetensors")
-        load_optimizer_tensors(optimizer, model, moments)
-        if average is not None:
-            load_average(average, state.checkpoint)
+    if average is not None:
+        state.load_average(average)
     wrapped_optimizer = accelerator.prepare_optimizer(optimizer)
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
@@ -194,10 +205,11 @@ def _train(
         accelerator,
         config.preprocess,
         tokenizer,
+        config.train,
         data=reader.fingerprint,
-        keep=config.train.keep,
         step=start,
     )
+    held.saver = saver
 
     def totals() -> dict[str, int]:
         return dict(sum(gather_object([counts]), start=Counter(state.counts)))
@@ -209,6 +221,7 @@ def _train(
         """Ends a run that was asked to stop; what it has done is kept."""
         if step > saver.step:
             save(step)
+        saver.wait()
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise Preempted(
@@ -268,7 +281,6 @@ def _train(
         groups=config.loss.duplicates == "positives",
     )
     batches = iter(loader)
-    together = Ranks()
     train_step = TrainStep(wrapped, model, accelerator, config)
     wrapped.train()
     counts: Counter[str] = Counter()  # of this rank, since this start
@@ -278,7 +290,7 @@ def _train(
     log.begin(ceiling, ranks=ranks)
     meter = Meter(model, ceiling, together)
     for step in range(start, steps):
-        fault: ClipkitError | None = None
+        fault = saver.fault
         batch: list[Batch] = []
         try:
             for _ in range(parts):
@@ -295,7 +307,7 @@ def _train(
             any(not bool(part.valid.all()) for part in batch),
         )
         if faulty:
-            raise first_fault(fault)
+            raise_first(fault)
         if stopped:
             leave(step, stopped)
         if due and step > saver.step:
@@ -377,12 +389,10 @@ def _train(
     loader.close()
 
     results = evaluate(steps)
+    saver.wait()
     final = folder / "model"
     with average.in_place_of_weights() if average else contextlib.nullcontext():
-        weights = whole_weights(model)
-        if accelerator.is_main_process:
-            card = model_card(config, samples_text(reader), steps, results)
-            saver.save_model(final, weights, card)
+        saver.save_model(final, model_card(config, samples_text(reader), steps, results))
     if accelerator.is_main_process:
         write_report(folder)
         write_status(folder, "done", 0, step=steps, total_steps=steps, metrics=results)

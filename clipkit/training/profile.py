@@ -67,7 +67,11 @@ def profile_run(config: Config) -> str | None:
     tokenizer = prepare_tokenizer(config, reader, home, accelerator)
     model = build_training_model(config, tokenizer, device)
     sharded = config.train.distributed == "fsdp" and ranks > 1
-    wrapped = shard(model, device) if sharded else accelerator.prepare_model(model)
+    wrapped = (
+        shard(model, device, offload=config.train.offload)
+        if sharded
+        else accelerator.prepare_model(model)
+    )
     optimizer = build_optimizer(model.named_parameters(), config.optim)
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # the same work, and nothing diverges

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
@@ -29,10 +30,13 @@ _FREE = (
     "train.save_every",
     "train.save_minutes",
     "train.distributed",
+    "train.offload",
     "train.micro_batch",
     "train.activation_checkpointing",
     "train.compile",
     "train.keep",
+    "train.save_in_background",
+    "train.checkpoint",
     "train.log_every",
     "train.trackers",
     "eval",
@@ -63,6 +67,26 @@ def resolve_preprocess(config: Config) -> Config:
             )
         resolved[name] = own
     return dataclasses.replace(config, preprocess=PreprocessConfig(**resolved))
+
+
+def check_offload(config: Config, device: torch.device, ranks: int) -> None:
+    """Refuses ``train.offload`` where nothing would come of it.
+
+    Raises:
+        ConfigError: there is no accelerator, or one rank.
+    """
+    if not config.train.offload:
+        return
+    if device.type == "cpu":
+        raise ConfigError(
+            "train.offload: this run is on the CPU, and has no accelerator whose memory it would "
+            "spare; leave it out"
+        )
+    if ranks == 1:
+        raise ConfigError(
+            "train.offload: it offloads what fsdp shards, and one rank shards nothing; start "
+            "several, or lower train.micro_batch"
+        )
 
 
 def prepare_tokenizer(

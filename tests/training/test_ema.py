@@ -80,7 +80,7 @@ def test_the_model_is_the_average_and_both_are_evaluated(whole: Path) -> None:
 @pytest.mark.slow
 def test_resume_after_kill_is_bit_identical(clipkit: Run, whole: Path, tmp_path: Path) -> None:
     path = config(tmp_path)
-    killed = clipkit("train", path, env={"CLIPKIT_FAILPOINT": "step-5:kill"})
+    killed = clipkit("train", path, env={"CLIPKIT_FAILPOINT": "save-6-begun:kill"})
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = clipkit("train", path)
     assert resumed.returncode == 0, resumed.stderr
