@@ -51,7 +51,8 @@ def config(folder: Path, kind: str, way: str, **changes: Any) -> Path:
     """Twenty steps without dropout, which differs by rank; some rows are not valid."""
     return write_config(
         folder, loss={"kind": kind}, train__steps=20, train__save_every=20, data__evaluate={},
-        model__vision__dropout=0.0, model__text__dropout=0.0, **(WAYS | UPDATES | FORWARDS)[way], **changes,
+        model__vision__dropout=0.0, model__text__dropout=0.0,
+        **(WAYS | UPDATES | FORWARDS)[way], **changes,
     )  # fmt: skip
 
 
