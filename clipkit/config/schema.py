@@ -205,6 +205,17 @@ class OptimConfig:
 
 
 @dataclass
+class StageConfig:
+    """A part of a run; what is left out is as in the rest of the config."""
+
+    share: float = 1.0  # of the steps; those of all stages make 1
+    # At most the model's own, which positions are interpolated to, and its own in the last stage.
+    image_size: int | None = None
+    context_length: int | None = None
+    patch_dropout: float | None = None
+
+
+@dataclass
 class TrainConfig:
     """How long, how big, how precise; what is saved and shown."""
 
@@ -215,6 +226,9 @@ class TrainConfig:
     # pair of the batch is a negative all the same (https://arxiv.org/abs/2101.06983). It takes
     # a second forward pass.
     micro_batch: int | None = None
+    # A run in stages, e.g. [{share: 0.8, image_size: 112}, {share: 0.2}]: most of its steps on
+    # small images and short texts costs less (CLIPA, https://arxiv.org/abs/2305.07017).
+    stages: list[StageConfig] = field(default_factory=list)
     # The mean gradient of this many parts of the batch, each its own only negatives.
     accumulate: int = 1
     # How several ranks share the work. ``fsdp`` shards weights, gradients and moments too.
