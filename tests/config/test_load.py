@@ -160,4 +160,4 @@ def test_shipped_configs_are_valid(root: Path) -> None:
         if "FOLDER" in path.read_text():
             overrides = ["data.train=pairs.csv"]
         load_config(path, overrides)
-        assert f"clipkit train configs/{path.name}" in path.read_text().splitlines()[0], path
+        assert f"configs/{path.name}" in path.read_text().splitlines()[0], path
