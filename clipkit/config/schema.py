@@ -165,10 +165,13 @@ class LossConfig:
     # image with each text, with a learned bias, as SigLIP (https://arxiv.org/abs/2303.15343).
     kind: Literal["infonce", "sigmoid"] = "infonce"
     init_temperature: float = 0.07  # CLIP's; SigLIP's is 0.1
-    init_bias: float = -10.0  # of ``sigmoid``
+    # Of ``sigmoid``. SigLIP's is for positives that are rare: begin nearer to 0 where
+    # ``duplicates`` are many and positives.
+    init_bias: float = -10.0
     max_scale: float = 100.0  # logit_scale is clamped to its logarithm after each step
     # Pairs of a batch with the same text, or with the same image file, are negatives of one
-    # another as all others are, or positives.
+    # another as all others are, or positives. To ``infonce`` it is all one while equal texts have
+    # one vector, as they have without dropout; ``sigmoid`` else answers such a pair with no.
     duplicates: Literal["negatives", "positives"] = "negatives"
     label_smoothing: float = 0.0  # of ``infonce``
     # bf16 is two to five times as fast on a CPU that has it, and rounds.
