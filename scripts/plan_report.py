@@ -26,7 +26,11 @@ import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-TENSORS_ONLY = {"MALLOC_MMAP_THRESHOLD_": "65536", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8"}
+TENSORS_ONLY = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8",
+    "LRU_CACHE_CAPACITY": "8",
+}
 WITHIN = 0.15
 
 NOTHING = {

@@ -1,13 +1,12 @@
 """Typed options of a run; see ``schema.py`` for all of them."""
 
 from clipkit.config.load import config_from_dict, config_to_dict, dump_config, load_config
-from clipkit.config.schema import Config, PreprocessConfig, SourceConfig, StageConfig
+from clipkit.config.schema import Config, PreprocessConfig, SourceConfig
 
 __all__ = [
     "Config",
     "PreprocessConfig",
     "SourceConfig",
-    "StageConfig",
     "config_from_dict",
     "config_to_dict",
     "dump_config",

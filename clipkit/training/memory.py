@@ -51,6 +51,7 @@ class StepMemory:
         layer: weights of the largest layer, which FSDP gathers by itself.
         rest: weights of no layer, which FSDP gathers together.
         block: of the loss's logits, at once.
+        offload: whether FSDP keeps its shares in the CPU's memory.
     """
 
     batch_size: int
@@ -65,14 +66,15 @@ class StepMemory:
     layer: float
     rest: float
     block: float
+    offload: bool
 
     def bytes(self, ranks: int, kind: Kind) -> float:
         """On each of ``ranks`` ranks, of n pairs at a time:
 
             one rank  weights + state + first(n)
             ddp       weights + state + gradients, in buckets + first(n)
-            fsdp      (weights + state + gradients) / ranks + further(n) + gathered: the rest,
-                      two layers, and their gradients
+            fsdp      (weights + state + gradients) / ranks, unless offloaded, + further(n) +
+                      gathered: the rest, two layers, and their gradients
             parts     further(n) + gradients in the place of first(n)
             all       + pixels of n + texts of B, their gradient, and, with several ranks, what
                       others add to it + images and their gradient + three blocks of logits
@@ -87,7 +89,8 @@ class StepMemory:
         )
         held = self.weights + self.state + (self.gradients if many else 0)
         if self._sharded(ranks, kind):
-            held = (self.weights + self.state + self.gradients) / ranks
+            shares = (self.weights + self.state + self.gradients) / ranks
+            held = 0.0 if self.offload else shares
             held += 2 * self.rest + 4 * self.layer
         elif ranks > 1:
             held += self.gradients

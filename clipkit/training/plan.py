@@ -140,7 +140,7 @@ def _by_ranks(
             )
         hours = step_time(work, ranks, rates, train.distributed).seconds * steps / 3600
         lines.append(
-            f"{ranks:>5} {train.batch_size // ranks:>7} | {' | '.join(cells)} | {hours:>12.4g}"
+            f"{ranks:>5} {train.batch_size // ranks:>7} | {' | '.join(cells)} | {hours:>12.2f}"
         )
     else:
         return lines
@@ -185,6 +185,7 @@ def _memory(model: DualEncoder, batch: Batch, config: Config, parts: int) -> Ste
         layer=max(layers),
         rest=_bytes(model.parameters()) - sum(layers),
         block=block_bytes(size, size, gpu=config.plan.gpu_tflops is not None),
+        offload=config.train.offload,
     )
 
 
