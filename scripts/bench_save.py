@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".") as folder:
         savers = {
             background: Saver(
-                Path(folder), model, optimizer, accelerator, preprocess, tokenizer,
+                Path(folder), model, optimizer, None, accelerator, preprocess, tokenizer,
                 TrainConfig(save_in_background=background, keep=1), data="", step=0,
             )
             for background in held

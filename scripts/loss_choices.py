@@ -22,15 +22,29 @@ from emoji_results import ROOT, evaluate, machine, measure, train
 
 # Name, and the overrides that make it. SigLIP begins with a temperature of 0.1 and a bias of -10.
 SIGMOID = ["loss.kind=sigmoid", "loss.init_temperature=0.1"]
-LOSSES: dict[str, list[str]] = {
-    "InfoNCE, as in the recipe": [],
-    "InfoNCE, duplicates are positives": ["loss.duplicates=positives"],
+BOTH = {
+    "InfoNCE": [],
     "InfoNCE, label smoothing 0.1": ["loss.label_smoothing=0.1"],
     "sigmoid": SIGMOID,
-    "sigmoid, duplicates are positives": [*SIGMOID, "loss.duplicates=positives"],
-    "sigmoid, bias from 0": [*SIGMOID, "loss.init_bias=0"],
-    "sigmoid, temperature from 0.02": ["loss.kind=sigmoid"],
 }
+LOSSES: dict[str, dict[str, list[str]]] = {
+    "emoji": BOTH
+    | {
+        "sigmoid, bias from 0": [*SIGMOID, "loss.init_bias=0"],
+        "sigmoid, temperature from 0.02": ["loss.kind=sigmoid"],
+    },
+    "photos": BOTH
+    | {
+        "InfoNCE, duplicates are positives": ["loss.duplicates=positives"],
+        "sigmoid, duplicates are positives": [*SIGMOID, "loss.duplicates=positives"],
+        "sigmoid, duplicates are positives, bias from 0": [
+            *SIGMOID,
+            "loss.duplicates=positives",
+            "loss.init_bias=0",
+        ],
+    },
+}
+PLAIN = str.maketrans(" ,", "-_")  # a name, as a folder has it
 COMMON = ["train.epochs=12", "eval.every=0"]
 
 
@@ -44,10 +58,11 @@ def main() -> None:
     if (args.what == "photos") != (args.folder is not None):
         parser.error("photos takes a folder, emoji takes none")
     args.runs.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, dict[str, list[float]]] = {name: {} for name in LOSSES}
+    losses = LOSSES[args.what]
+    rows: dict[str, dict[str, list[float]]] = {name: {} for name in losses}
     for seed in range(args.count):
-        for number, (name, overrides) in enumerate(LOSSES.items()):
-            run = args.runs / f"{args.what}-{number}-seed-{seed}"
+        for name, overrides in losses.items():
+            run = args.runs / f"{args.what} {name} {seed}".translate(PLAIN)
             every = [*COMMON, *overrides, f"seed={seed}"]
             if args.what == "emoji":
                 train(run, *every)
@@ -61,7 +76,6 @@ def main() -> None:
                 found = {
                     "accuracy": metrics["image_to_text_R@1"],
                     "text→image R@1": metrics["text_to_image_R@1"],
-                    "text→image R@10": metrics["text_to_image_R@10"],
                 }
             for metric, value in found.items():
                 rows[name].setdefault(metric, []).append(value)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from clipkit.config.schema import Config, SourceConfig
+from clipkit.config.schema import Config, SourceConfig, StageConfig
 from clipkit.errors import ConfigError
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def config_from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
     """Checks and types a tree of plain values; see :func:`load_config`."""
-    config = _typed(Config, _expand_sources(tree), where)
+    config = _typed(Config, _expand_stages(_expand_sources(tree)), where)
     validate(config)
     return config
 
@@ -177,7 +177,7 @@ def validate(config: Config) -> None:
         )
     if config.loss.label_smoothing >= 1:
         raise ConfigError(f"loss.label_smoothing: {config.loss.label_smoothing}; a share, below 1")
-    _check_optim(config)
+    _check_training(config)
     for name in config.eval.splits or []:
         if name not in splits:
             raise ConfigError(
@@ -185,7 +185,7 @@ def validate(config: Config) -> None:
             )
 
 
-def _check_optim(config: Config) -> None:
+def _check_training(config: Config) -> None:
     optim, train = config.optim, config.train
     if optim.min_lr > optim.lr:
         raise ConfigError(f"optim.min_lr: {optim.min_lr} is above optim.lr")
@@ -212,6 +212,17 @@ def _check_optim(config: Config) -> None:
             f"optim.{frozen}_lr_scale: {scale[frozen]}, but model.freeze={frozen} keeps that tower "
             "as it is; leave one out"
         )
+    shares = sum(stage.share for stage in train.stages)
+    if train.stages and not math.isclose(shares, 1, abs_tol=1e-6):
+        raise ConfigError(
+            f"train.stages: the shares {[stage.share for stage in train.stages]} make "
+            f"{shares:g}; they must make 1"
+        )
+    for number, stage in enumerate(train.stages):
+        if stage.patch_dropout is not None and stage.patch_dropout >= 1:
+            raise ConfigError(
+                f"train.stages.{number}.patch_dropout: {stage.patch_dropout}; a share, below 1"
+            )
     if train.ema is not None and train.ema >= 1:
         raise ConfigError(f"train.ema: {train.ema}; a decay, below 1, e.g. 0.9999")
 
@@ -235,6 +246,7 @@ _MAY_BE_ZERO = {
     "model.vision.dropout",
     "model.vision.patch_dropout",
     "model.text.dropout",
+    "train.stages.patch_dropout",
 }
 
 
@@ -243,12 +255,15 @@ def _check_numbers(tree: dict[str, Any], prefix: str = "") -> None:
         key = f"{prefix}{name}"
         if isinstance(value, dict):
             _check_numbers(value, f"{key}.")
+        elif isinstance(value, list):
+            parts = {str(n): each for n, each in enumerate(value) if isinstance(each, dict)}
+            _check_numbers(parts, f"{key}.")
         elif isinstance(value, bool) or key.endswith(".filter.min_score"):
             continue
         elif isinstance(value, int | float):
             if key in _MAY_BE_NEGATIVE and math.isfinite(value):
                 continue
-            zero = key in _MAY_BE_ZERO
+            zero = re.sub(r"\.\d+\.", ".", key) in _MAY_BE_ZERO
             if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
                 raise ConfigError(
                     f"{key}: {value}; it must be {'0 or more' if zero else 'above 0'}"
@@ -337,6 +352,23 @@ def _expand_sources(tree: dict[str, Any]) -> dict[str, Any]:
     return {**tree, "data": data}
 
 
+def _expand_stages(tree: dict[str, Any]) -> dict[str, Any]:
+    """Types each stage of a run by itself; of one in a list, jsonargparse says less plainly what
+    is wrong."""
+    train = tree.get("train")
+    if not isinstance(train, dict) or not isinstance(train.get("stages"), list):
+        return tree
+    stages = []
+    for number, stage in enumerate(train["stages"]):
+        key = f"train.stages.{number}"
+        _check_keys(stage, StageConfig, prefix=f"{key}.")
+        try:
+            stages.append(dataclasses.asdict(_typed(StageConfig, stage, key)))
+        except ConfigError as error:
+            raise ConfigError(f"{key}.{error}") from None
+    return {**tree, "train": {**train, "stages": stages}}
+
+
 def _check_keys(tree: Any, schema: Any, *, prefix: str) -> None:
     if not isinstance(tree, dict):
         raise ConfigError(
@@ -382,12 +414,15 @@ def _optional(kind: Any) -> bool:
 
 def _plain(message: str, where: str) -> str:
     """jsonargparse's two or three lines as one of ours."""
+    key = r'Parser key "(?P<key>[^"]+)":'
     found = re.search(
-        r'Parser key "(?P<key>[^"]+)":\s*(?P<what>.*?)\.? Got value: (?P<got>.*)', message, re.S
-    )
+        key + r".*Subtypes: \[(?P<what>.*?)\]\s*Errors:.*Given value: (?P<got>.*)", message, re.S
+    ) or re.search(key + r"\s*(?P<what>.*?)\.? Got value: (?P<got>.*)", message, re.S)
     if not found:
         return f"{where}: {' '.join(message.split())}"
     what = re.sub(r"<class '([^']+)'>", r"\1", " ".join(found["what"].split()))
     what = what.replace("typing.", "").replace("Expected a ", "expected ")
+    if what.endswith(", NoneType"):
+        what = f"expected {what.replace(', NoneType', '').replace(', ', ' or ')} or null"
     got = " ".join(found["got"].split())
     return f"{found['key']}: {what}, got {got[:80]}"

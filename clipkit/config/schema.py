@@ -165,10 +165,13 @@ class LossConfig:
     # image with each text, with a learned bias, as SigLIP (https://arxiv.org/abs/2303.15343).
     kind: Literal["infonce", "sigmoid"] = "infonce"
     init_temperature: float = 0.07  # CLIP's; SigLIP's is 0.1
-    init_bias: float = -10.0  # of ``sigmoid``
+    # Of ``sigmoid``. SigLIP's is for positives that are rare: begin nearer to 0 where
+    # ``duplicates`` are many and positives.
+    init_bias: float = -10.0
     max_scale: float = 100.0  # logit_scale is clamped to its logarithm after each step
     # Pairs of a batch with the same text, or with the same image file, are negatives of one
-    # another as all others are, or positives.
+    # another as all others are, or positives. To ``infonce`` it is all one while equal texts have
+    # one vector, as they have without dropout; ``sigmoid`` else answers such a pair with no.
     duplicates: Literal["negatives", "positives"] = "negatives"
     label_smoothing: float = 0.0  # of ``infonce``
     # bf16 is two to five times as fast on a CPU that has it, and rounds.
@@ -205,6 +208,17 @@ class OptimConfig:
 
 
 @dataclass
+class StageConfig:
+    """A part of a run; what is left out is as in the rest of the config."""
+
+    share: float = 1.0  # of the steps; those of all stages make 1
+    # At most the model's own, which positions are interpolated to, and its own in the last stage.
+    image_size: int | None = None
+    context_length: int | None = None
+    patch_dropout: float | None = None
+
+
+@dataclass
 class TrainConfig:
     """How long, how big, how precise; what is saved and shown."""
 
@@ -215,6 +229,9 @@ class TrainConfig:
     # pair of the batch is a negative all the same (https://arxiv.org/abs/2101.06983). It takes
     # a second forward pass.
     micro_batch: int | None = None
+    # A run in stages, e.g. [{share: 0.8, image_size: 112}, {share: 0.2}]: most of its steps on
+    # small images and short texts costs less (CLIPA, https://arxiv.org/abs/2305.07017).
+    stages: list[StageConfig] = field(default_factory=list)
     # The mean gradient of this many parts of the batch, each its own only negatives.
     accumulate: int = 1
     # How several ranks share the work. ``fsdp`` shards weights, gradients and moments too.

@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -61,6 +61,7 @@ from clipkit.training.samples import (
 from clipkit.training.saving import Saver, restore
 from clipkit.training.schedule import learning_rate
 from clipkit.training.spikes import Spikes
+from clipkit.training.stages import build_stages
 from clipkit.training.step import TrainStep, parts_of
 from clipkit.training.tracking import RunLog, check_trackers, write_status
 from clipkit.types import Batch
@@ -161,6 +162,7 @@ def _train(
     steps = total_steps(config, len(reader))
 
     model = build_training_model(config, tokenizer, device)
+    stages = build_stages(config, steps, model.backbone.config.vision_config.patch_size)
     if accelerator.is_main_process:
         # Not before: a mistake that the tokenizer or the model finds may be put right.
         write_text(folder / "config.yaml", dump_config(config))
@@ -267,20 +269,28 @@ def _train(
             log.say(shares(reader, steps * batch_size))
         write_status(folder, "running", None, step=start, total_steps=steps)
 
-    loader = build_train_loader(
-        reader,
-        config.data,
-        config.preprocess,
-        tokenizer,
-        seed=config.seed,
-        batch_size=batch_size // parts,
-        start_step=start * parts,
-        steps=steps * parts,
-        rank=rank,
-        world_size=ranks,
-        groups=config.loss.duplicates == "positives",
-    )
-    batches = iter(loader)
+    def staged() -> Generator[Batch]:
+        for stage in stages:
+            if stage.end <= start:
+                continue
+            model.patch_dropout = stage.patch_dropout
+            if len(stages) > 1:
+                log.say(str(stage))
+            yield from build_train_loader(
+                reader,
+                config.data,
+                stage.preprocess,
+                tokenizer,
+                seed=config.seed,
+                batch_size=batch_size // parts,
+                start_step=max(start, stage.first) * parts,
+                steps=stage.end * parts,
+                rank=rank,
+                world_size=ranks,
+                groups=config.loss.duplicates == "positives",
+            )
+
+    batches = staged()
     train_step = TrainStep(wrapped, model, accelerator, config)
     wrapped.train()
     counts: Counter[str] = Counter()  # of this rank, since this start
@@ -386,7 +396,7 @@ def _train(
             evaluate(done)
             wrapped.train()
             meter.restart()
-    loader.close()
+    batches.close()
 
     results = evaluate(steps)
     saver.wait()

@@ -7,6 +7,7 @@ import yaml
 
 from clipkit.config import (
     SourceConfig,
+    StageConfig,
     config_from_dict,
     config_to_dict,
     dump_config,
@@ -45,7 +46,11 @@ def test_a_source_may_be_written_as_its_path(config_file: Path) -> None:
 
 
 def test_the_resolved_config_is_read_back_as_it_was(config_file: Path) -> None:
-    config = load_config(config_file, ["model.vision.width=256", "preprocess.mean=[0.1,0.2,0.3]"])
+    stages = "train.stages=[{share: 0.8, image_size: 112, patch_dropout: 0}, {share: 0.2}]"
+    config = load_config(
+        config_file, ["model.vision.width=256", "preprocess.mean=[0.1,0.2,0.3]", stages]
+    )
+    assert config.train.stages[0] == StageConfig(share=0.8, image_size=112, patch_dropout=0.0)
     assert config_from_dict(yaml.safe_load(dump_config(config))) == config
     assert config_from_dict(config_to_dict(config)) == config
 
@@ -78,6 +83,18 @@ def test_the_resolved_config_is_read_back_as_it_was(config_file: Path) -> None:
         ("optim.layer_decay=1.5", "optim.layer_decay: 1.5 would have the first layers learn"),
         ("optim.text_lr_scale=0", "optim.text_lr_scale: 0.0; it must be above 0"),
         ("train.ema=1", "train.ema: 1.0; a decay, below 1"),
+        ("train.stages=[{share: 0.5}]", "train.stages: the shares [0.5] make 0.5; they must"),
+        ("train.stages=[{shares: 1}]", "train.stages.0.shares: no such key. Did you mean"),
+        (
+            "train.stages=[{image_size: big}]",
+            "train.stages.0.image_size: expected int or null, got big",
+        ),
+        ("train.micro_batch=big", "train.micro_batch: expected int or null, got big"),
+        ("eval.splits=[[1]]", "eval.splits: expected list[str] or null, got [[1]]"),
+        ("train.stages=[half]", "train.stages.0: a mapping of keys is wanted, got 'half'"),
+        ("train.stages=half", "train.stages: "),
+        ("train.stages=[{share: 0}, {}]", "train.stages.0.share: 0.0; it must be above 0"),
+        ("train.stages=[{patch_dropout: 1}]", "train.stages.0.patch_dropout: 1.0; a share"),
         ("optim.betas=[0.9,1.5]", "optim.betas: [0.9, 1.5]; each from 0 to below 1"),
         ("preprocess.std=[0,1,1]", "preprocess.std: [0.0, 1.0, 1.0]; each must be above 0"),
         ("seed=99999999999999999999999999", "it must be below 2**63"),
@@ -143,4 +160,4 @@ def test_shipped_configs_are_valid(root: Path) -> None:
         if "FOLDER" in path.read_text():
             overrides = ["data.train=pairs.csv"]
         load_config(path, overrides)
-        assert path.read_text().startswith("# clipkit train configs/"), path
+        assert f"configs/{path.name}" in path.read_text().splitlines()[0], path

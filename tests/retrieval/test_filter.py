@@ -159,10 +159,10 @@ def test_the_models_duplicates_go_before_the_share_is_taken(
         "score too low": len(staying) - len(best),
         "truncated image": 1,
     }
-    least = sorted(scores)[5]
+    least = sum(sorted(scores)[4:6]) / 2  # between two, as the last bits depend on the batch
     asked = ("--model", tiny_folder, "--min-score", least, "--overwrite")
     assert run_filter(shard, out, *asked, "--workers", 2) == 0
-    assert listed(out)[0] == [row for row in range(10) if scores[row] >= least - 1e-6]
+    assert listed(out)[0] == [row for row in range(10) if scores[row] >= least]
 
 
 def _members(folder: Path) -> list[str]:
@@ -286,7 +286,8 @@ def test_training_takes_a_list_and_a_resume_refuses_a_changed_one(
     assert str(len(rows)) in dry.stdout + dry.stderr
     trained = clipkit("train", page)
     assert trained.returncode == 0, trained.stderr
-    assert f"left out {64 - len(rows)} × filtered: not in the list" in trained.stderr
+    said = " ".join(trained.stderr.split())  # in lines of a hundred columns
+    assert f"left out {64 - len(rows)} × filtered: not in the list" in said
 
     assert run_filter(shard, out, "--max-caption", 13, "--workers", 0, "--overwrite") == 0
     refused = clipkit("train", page, "train.steps=4", "--allow-change", "train.steps")
