@@ -8,7 +8,7 @@ open_clip runs as its trainer does, ``--precision amp_bf16`` (its default recipe
 ``pure_bf16`` (its fastest: weights and moments in bf16 too), on texts padded to the 77 tokens of
 its context, the only length that its CLIP takes. clipkit runs ``train.precision=bf16``: float32
 weights and moments, captions packed, gradients clipped. Captions have 6 to 77 tokens, start and
-end included, 14 on average, a log-normal distribution as that of alt texts of ten words.
+end included, about 15 on average, a log-normal distribution as that of alt texts of ten words.
 
 Utilisation counts the FLOPs of the patches and tokens that are really there (forward and twice
 as many backward), against a matrix product of 2048 × 2048 × 2048 in bf16, measured in turn.

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from clipkit.config import Config
 from clipkit.models import DualEncoder, build_model
+from clipkit.training.distributed import shard
 
 
 def build_accelerator(config: Config, **options: Any) -> Accelerator:
@@ -54,3 +56,16 @@ def build_training_model(
     if config.train.compile:
         model.compile_layers()
     return model
+
+
+def is_sharded(accelerator: Accelerator, config: Config) -> bool:
+    """Whether the model is sharded over ranks, rather than whole on each."""
+    return config.train.distributed == "fsdp" and accelerator.num_processes > 1
+
+
+def wrap_model(model: DualEncoder, accelerator: Accelerator, config: Config) -> nn.Module:
+    """The model as ranks call it: sharded, in DDP, or itself."""
+    if is_sharded(accelerator, config):
+        return shard(model, accelerator.device, offload=config.train.offload)
+    wrapped: nn.Module = accelerator.prepare_model(model)
+    return wrapped

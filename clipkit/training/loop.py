@@ -25,10 +25,10 @@ from clipkit.evaluation.report import write_report
 from clipkit.evaluation.retrieval import evaluate_retrieval
 from clipkit.losses import in_batch_accuracy
 from clipkit.models import DualEncoder
-from clipkit.training.build import build_accelerator, build_training_model
+from clipkit.training.build import build_accelerator, build_training_model, wrap_model
 from clipkit.training.card import model_card
 from clipkit.training.ceiling import find_ceiling
-from clipkit.training.distributed import Ranks, clip_gradients, gathered, shard
+from clipkit.training.distributed import Ranks, clip_gradients, gathered
 from clipkit.training.ema import WeightAverage
 from clipkit.training.failpoint import failpoint
 from clipkit.training.faults import (
@@ -182,12 +182,7 @@ def _train(
             write_status(folder, "done", 0, step=start, total_steps=steps)
             print(f"{folder}: all {steps} steps are done; the model is in {folder / 'model'}")
         return folder / "model"
-    sharded = config.train.distributed == "fsdp" and ranks > 1
-    wrapped = (
-        shard(model, device, offload=config.train.offload)
-        if sharded
-        else accelerator.prepare_model(model)
-    )
+    wrapped = wrap_model(model, accelerator, config)
     optimizer = build_optimizer(model.named_parameters(), config.optim)
     state.load(model, optimizer)
     average = None if config.train.ema is None else WeightAverage(model, config.train.ema)

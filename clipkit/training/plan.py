@@ -29,6 +29,7 @@ from clipkit.training.optim import build_optimizer
 from clipkit.training.run import resolve_preprocess
 from clipkit.training.samples import open_data, total_steps
 from clipkit.training.scaling import RANKS, Rates, Work, step_time
+from clipkit.training.stages import build_stages
 from clipkit.training.step import parts_of
 from clipkit.types import Batch
 
@@ -63,6 +64,7 @@ def dry_run(config: Config) -> str:
     model = build_training_model(plain, tokenizer, torch.device("cpu"))
     batch_size = config.train.batch_size
     steps = total_steps(config, len(reader))
+    stages = build_stages(config, steps, model.backbone.config.vision_config.patch_size)
     loader = build_train_loader(
         reader,
         config.data,
@@ -86,6 +88,7 @@ def dry_run(config: Config) -> str:
     rows = [
         ("samples", f"{samples_text(reader)} in {len(reader.shard_sizes):,} shards"),
         ("steps", f"{steps:,} of {batch_size:,} pairs, {epochs:.1f} epochs"),
+        *(("stage", f"{stage}; not counted apart below") for stage in stages if len(stages) > 1),
         ("vocabulary", f"{len(tokenizer):,} tokens, captions up to {preprocess.context_length}"),
         ("parameters", f"{total / 1e6:.2f} M, {trained / 1e6:.2f} M of them trained"),
         (

@@ -17,8 +17,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from clipkit.config import Config
 from clipkit.data import build_train_loader
-from clipkit.training.build import build_accelerator, build_training_model
-from clipkit.training.distributed import clip_gradients, shard
+from clipkit.training.build import build_accelerator, build_training_model, wrap_model
+from clipkit.training.distributed import clip_gradients
 from clipkit.training.faults import main_first
 from clipkit.training.optim import build_optimizer
 from clipkit.training.run import prepare_tokenizer, resolve_preprocess
@@ -66,12 +66,7 @@ def profile_run(config: Config) -> str | None:
     home = folder if (folder / "tokenizer").is_dir() else own
     tokenizer = prepare_tokenizer(config, reader, home, accelerator)
     model = build_training_model(config, tokenizer, device)
-    sharded = config.train.distributed == "fsdp" and ranks > 1
-    wrapped = (
-        shard(model, device, offload=config.train.offload)
-        if sharded
-        else accelerator.prepare_model(model)
-    )
+    wrapped = wrap_model(model, accelerator, config)
     optimizer = build_optimizer(model.named_parameters(), config.optim)
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # the same work, and nothing diverges

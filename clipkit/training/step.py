@@ -16,6 +16,7 @@ from clipkit.config import Config
 from clipkit.errors import ConfigError
 from clipkit.losses import contrastive_loss, sigmoid_loss
 from clipkit.models import DualEncoder, DualEncoderOutput
+from clipkit.training.build import is_sharded
 from clipkit.training.distributed import average_whole
 from clipkit.types import Batch
 
@@ -74,7 +75,7 @@ class TrainStep:
     ) -> None:
         self.wrapped, self.model, self.accelerator = wrapped, model, accelerator
         self.config = config
-        self.sharded = config.train.distributed == "fsdp" and accelerator.num_processes > 1
+        self.sharded = is_sharded(accelerator, config)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def gradients(self, parts: list[Batch], *, all_valid: bool) -> StepResult:
