@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -101,9 +102,10 @@ def start() -> Iterator[Any]:
     before = set(os.listdir("/dev/shm"))
     yield begin
     for each in started:
-        if each.process.poll() is None:
-            os.killpg(each.process.pid, signal.SIGKILL)
-            each.process.wait()
+        for process in each.left():  # a rank that was stopped outlives its launcher, too
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGKILL)
+        each.process.wait()
     assert not [name for name in set(os.listdir("/dev/shm")) - before if "torch" in name]
 
 

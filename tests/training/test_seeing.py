@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command_line import Run
+from command_line import ENVIRONMENT, ROOT, Run
 from PIL import Image
 from test_run import said, write_config
 
@@ -147,3 +149,17 @@ def test_a_profile_says_where_the_time_goes_and_leaves_the_run_alone(
         names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
         assert {*towers, "loss", "backward", "optimizer"} <= names
     assert files() == before
+
+
+@pytest.mark.slow
+def test_memory_is_of_the_run_whatever_started_it(tmp_path: Path) -> None:
+    """A launcher that is large itself: what getrusage tells of a process begins at its parent's."""
+    config = write_config(tmp_path, train__steps=1, data__evaluate={})
+    command = [sys.executable, "-m", "clipkit", "train", str(config)]
+    large = f"import subprocess; x = b'x' * {3 * 2**30}; subprocess.run({command!r}, check=True)"
+    subprocess.run(
+        [sys.executable, "-c", large], cwd=ROOT, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"},
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (record,) = read(tmp_path / "run", "train")
+    assert 0.2 < record["memory_gib"] < 2
