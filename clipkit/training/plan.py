@@ -33,7 +33,7 @@ from clipkit.training.stages import build_stages
 from clipkit.training.step import parts_of
 from clipkit.types import Batch
 
-_PROBE = 16  # samples of the passes that are timed
+_PROBE = 64  # samples of the passes that are timed
 _SINGLE = 1 / 16  # of a GPU's FLOP/s in bf16, without tensor cores: what float32 gets
 
 
