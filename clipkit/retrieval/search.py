@@ -70,7 +70,7 @@ def search_embeds(
     """The hits of several queries, (Q, D), at once; see ``search``."""
     store.check_model(encoder)
     scores, rows = Index.open(store).search(query_embeds, k)
-    items = store.table.take(rows.reshape(-1)).to_pylist()
+    items = store.items(rows.reshape(-1)).to_pylist()
     width = rows.shape[1]
     return [
         [

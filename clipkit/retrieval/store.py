@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +112,10 @@ class EmbeddingStore:
                 f"{len(self)}; embed again into another folder"
             )
         return table
+
+    def items(self, rows: Sequence[int] | np.ndarray) -> pa.Table:
+        """The items of some rows, in that order."""
+        return self.table.take(pa.array(rows, pa.int64()))
 
     def check_model(self, encoder: Encoder) -> None:
         """Refuses a model other than the one that made the store: scores between the vectors
