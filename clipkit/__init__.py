@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clipkit.evaluation.zero_shot import ZeroShotClassifier
     from clipkit.retrieval.embed import embed
     from clipkit.retrieval.index import Index
+    from clipkit.retrieval.query import SearchQuery
     from clipkit.retrieval.store import EmbeddingStore
     from clipkit.training.loop import train
 
@@ -26,6 +27,7 @@ _HOME = {
     "EmbeddingStore": "clipkit.retrieval.store",
     "Encoder": "clipkit.encoder",
     "Index": "clipkit.retrieval.index",
+    "SearchQuery": "clipkit.retrieval.query",
     "ZeroShotClassifier": "clipkit.evaluation.zero_shot",
     "embed": "clipkit.retrieval.embed",
     "load": "clipkit.encoder",
@@ -39,6 +41,7 @@ __all__ = [
     "EmbeddingStore",
     "Encoder",
     "Index",
+    "SearchQuery",
     "ZeroShotClassifier",
     "__version__",
     "embed",

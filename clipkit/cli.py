@@ -13,8 +13,9 @@ from pathlib import Path
 from clipkit._version import __version__
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.commands import add_classify_arguments, add_eval_arguments
-from clipkit.retrieval.commands import add_embed_arguments, add_search_arguments
+from clipkit.retrieval.commands import add_embed_arguments
 from clipkit.retrieval.data_commands import add_data_arguments
+from clipkit.retrieval.search_command import add_search_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ clipkit eval "$run" 'data/emoji/held-out-*.tar' \
 say "3. Search all emoji by text"
 clipkit embed "$run" 'data/emoji/*.tar' "$run/store" --overwrite
 echo
-clipkit search "$run" "$run/store" -k 6 --html "$run/search.html" \
+clipkit search "$run/store" -k 6 --html "$run/search.html" \
     "woman astronaut: dark skin tone" "flag: Japan" "red apple"
 
 say "Done"

@@ -62,7 +62,19 @@ class Index:
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
-    def search(self, query_embeds: np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) rows → (n, D) float32, read from where they are."""
+        out = np.empty((len(rows), self.dim), dtype=np.float32)
+        start = 0
+        for part in self.parts:
+            here = np.flatnonzero((rows >= start) & (rows < start + len(part)))
+            out[here] = part[rows[here] - start]
+            start += len(part)
+        return out
+
+    def search(
+        self, query_embeds: np.ndarray, k: int = 10, *, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The k rows with the highest scores for each query, the best first.
 
         Of rows with one score the lower number comes first.
@@ -70,6 +82,7 @@ class Index:
         Args:
             query_embeds: (Q, D), or (D,) for one query.
             k: rows wanted; fewer come back where there are fewer.
+            mask: (N,) bool, which rows may be found; none: all.
 
         Returns:
             scores (Q, k) float32 and rows (Q, k) int64; (k,) each for one query.
@@ -88,15 +101,18 @@ class Index:
             raise ClipkitError("query_embeds: not finite; is the model that made them?")
         if k < 1:
             raise ClipkitError(f"k: {k}; ask for 1 or more")
+        k = min(k, len(self) if mask is None else int(mask.sum()))
         found = [
-            self._search_block(queries[q : q + _QUERIES], min(k, len(self)))
+            self._search_block(queries[q : q + _QUERIES], k, mask)
             for q in range(0, max(len(queries), 1), _QUERIES)
         ]
         scores = np.concatenate([part for part, _ in found])
         rows = np.concatenate([part for _, part in found])
         return (scores[0], rows[0]) if np.ndim(query_embeds) == 1 else (scores, rows)
 
-    def _search_block(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search_block(
+        self, queries: np.ndarray, k: int, mask: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         best = np.zeros((len(queries), 0), dtype=np.float32)  # (Q, ≤ k), the best first
         best_rows = np.zeros((len(queries), 0), dtype=np.int64)
         start = 0
@@ -109,6 +125,8 @@ class Index:
                         f"{self.name}: its vectors are not finite; embed again, and if that "
                         "does not help, look at the model"
                     )
+                if mask is not None:
+                    scores[:, ~mask[start : start + len(block)]] = -np.inf
                 scores, rows = _top(scores, k)
                 # What was there before has lower row numbers, so a stable sort keeps it first.
                 scores = np.concatenate([best, scores], axis=1)
@@ -122,7 +140,7 @@ class Index:
 
 def _top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(Q, n) → the k highest of each row and their columns, best first, lower column first."""
-    if scores.shape[1] > 4 * k:
+    if 0 < 4 * k < scores.shape[1]:
         # Partitioning alone leaves open which of several equal scores gets in. All of them are
         # let in, and the stable sort chooses.
         kth = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]  # (Q, 1)

@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 
 from clipkit.data import Reader, SampleError, open_source
 from clipkit.display.console import short_path
 from clipkit.display.page import Answer, Gallery, Query, gallery, page, thumbnail
 from clipkit.errors import ClipkitError
-from clipkit.inputs import ImageInput, open_image
-from clipkit.retrieval.search import Hit
+from clipkit.inputs import open_image
+from clipkit.retrieval.result import Hit, SearchResult
 from clipkit.retrieval.store import EmbeddingStore
 
 
-def search_page(
-    store: EmbeddingStore,
-    queries: Sequence[str],
-    found: Sequence[Sequence[Hit]],
-    *,
-    images: Sequence[ImageInput | None] | None = None,
-) -> tuple[str, str | None]:
+def search_page(store: EmbeddingStore, found: Sequence[SearchResult]) -> tuple[str, str | None]:
     """A page of searches.
 
     Args:
         store: where the hits are from.
-        queries: Q texts, or names of pictures.
-        found: the hits of each.
-        images: the picture of each query by picture.
+        found: the results of each query.
 
     Returns:
         The page in HTML, and what keeps its pictures from being shown, if something does.
     """
     reader, fault = _reader_of(store)
-    shown = [
-        Query(
-            text=text,
-            answers=[_answer(hit, reader) for hit in hits],
-            image=None if image is None else thumbnail(open_image(image, where=text)),
+    shown = []
+    for result in found:
+        image = result.query.image
+        shown.append(
+            Query(
+                text=result.query.title,
+                answers=[_answer(hit, reader) for hit in result],
+                image=None if image is None else thumbnail(open_image(image, where="image")),
+            )
         )
-        for text, hits, image in zip(queries, found, images or [None] * len(queries), strict=True)
-    ]
     source, model = short_path(store.source.path), short_path(str(store.manifest["model"]))
     return (
         page(
@@ -48,6 +43,31 @@ def search_page(
             [gallery(Gallery("Results", shown, fault or ""))],
         ),
         fault,
+    )
+
+
+def notebook_gallery(result: SearchResult) -> str:
+    """A result for a notebook: pictures, scores and captions, with styles of its own."""
+    reader, fault = _reader_of(result.store)
+    cells = []
+    for hit in result:
+        answer = _answer(hit, reader)
+        picture = (
+            f'<img src="{escape(answer.image)}" alt="" style="width:112px;height:112px;'
+            'object-fit:contain;background:#fff">'
+            if answer.image
+            else '<div style="width:112px;height:112px">no picture</div>'
+        )
+        cells.append(
+            '<figure style="width:112px;margin:0;overflow-wrap:anywhere;font-size:12px">'
+            f"{picture}<figcaption><b>{hit.score:.3f}</b> {escape(answer.caption)}"
+            "</figcaption></figure>"
+        )
+    note = f"<p>{escape(fault)}</p>" if fault else ""
+    nothing = "" if cells else "<p>nothing found</p>"
+    return (
+        f"<div><p><b>{escape(str(result.query))}</b></p>{note}{nothing}"
+        f'<div style="display:flex;flex-wrap:wrap;gap:12px">{"".join(cells)}</div></div>'
     )
 
 

@@ -1,88 +1,198 @@
-"""A text or an image + a store → what is nearest."""
+"""A store + a query → what is nearest: in Python, and under ``clipkit search``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from clipkit.encoder import Encoder
-from clipkit.errors import ConfigError
-from clipkit.inputs import ImageInput
+from clipkit.encoder import Encoder, load
+from clipkit.errors import CheckpointError, ConfigError
 from clipkit.retrieval.index import Index
-from clipkit.retrieval.store import EmbeddingStore
+from clipkit.retrieval.query import SearchQuery, embed_queries
+from clipkit.retrieval.result import SearchResult
+from clipkit.retrieval.where import rows_where
+
+if TYPE_CHECKING:
+    from clipkit.inputs import ImageInput
+    from clipkit.retrieval.store import EmbeddingStore
+
+Kind = Literal["auto", "image", "text"]
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One thing found.
+class StoreIndex:
+    """A store ready to be searched; see ``EmbeddingStore.index``.
 
-    Attributes:
-        row: in the store.
-        score: the cosine, from -1 to 1.
-        key: its name in the source.
-        caption: its text; None where it has none.
-        origin: where it came from.
-        source_row: its row in the source.
-    """
-
-    row: int
-    score: float
-    key: str
-    caption: str | None
-    origin: str
-    source_row: int
-
-
-def search(
-    encoder: Encoder,
-    store: EmbeddingStore,
-    text: str | None = None,
-    image: ImageInput | None = None,
-    k: int = 10,
-) -> list[Hit]:
-    """The k items of a store nearest to a text or an image, the nearest first.
+    Search is exact: the result is what comparing with every row gives, equal scores in the order
+    of their rows. The model is loaded when the first text or image is looked for.
 
     Args:
-        encoder: the model that made the store.
-        store: where to look; among its images, or its captions where it has no images.
-        text: what to look for, in words.
-        image: or a picture of it.
-        k: how many.
+        store: where to look.
+        kind: among which of its vectors; auto: images, or texts where there are no images.
+        model: what made the store, a run, folder or hub name, or what ``clipkit.load`` gave;
+            none: the one that the store names.
 
     Raises:
-        ConfigError: not exactly one of text and image.
-        CheckpointError: another model made the store.
+        CheckpointError: the store has no vectors of this kind; or ``model`` is another one.
+
+    Example:
+        >>> index = clipkit.EmbeddingStore("runs/emoji/store").index()
+        >>> index.search("red apple", negative="fruit basket", where=["width>=64"], k=3)
     """
-    if (text is None) == (image is None):
-        raise ConfigError("search: give a text or an image, one of the two")
-    if text is not None:
-        queries = encoder.encode_text([text])
-    else:
-        assert image is not None
-        queries = encoder.encode_image([image])
-    return search_embeds(encoder, store, queries, k)[0]
 
+    def __init__(
+        self, store: EmbeddingStore, kind: Kind = "auto", model: str | Path | Encoder | None = None
+    ) -> None:
+        self.store = store
+        self.kind = ("image" if store.image_embeds else "text") if kind == "auto" else kind
+        self._index = Index.open(store, self.kind)
+        self._encoder: Encoder | None = None
+        self._model = str(store.manifest["model"]) if model is None else model
+        if isinstance(model, Encoder):
+            store.check_model(model)
+            self._encoder = model
 
-def search_embeds(
-    encoder: Encoder, store: EmbeddingStore, query_embeds: np.ndarray, k: int = 10
-) -> list[list[Hit]]:
-    """The hits of several queries, (Q, D), at once; see ``search``."""
-    store.check_model(encoder)
-    scores, rows = Index.open(store).search(query_embeds, k)
-    items = store.items(rows.reshape(-1)).to_pylist()
-    width = rows.shape[1]
-    return [
-        [
-            Hit(
-                row=int(rows[q, i]),
-                score=float(scores[q, i]),
-                key=item["key"],
-                caption=item["caption"],
-                origin=item["origin"],
-                source_row=item["source_row"],
-            )
-            for i, item in enumerate(items[q * width : (q + 1) * width])
+    @property
+    def encoder(self) -> Encoder:
+        """The model, loaded when it is first needed.
+
+        Raises:
+            CheckpointError: it is not there, or is not the one that made the store.
+        """
+        if self._encoder is None:
+            assert not isinstance(self._model, Encoder)
+            try:
+                encoder = load(self._model)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{self.store.folder}: its model cannot be loaded: {error}; if it is "
+                    "at another place now, name that as the model (--model)"
+                ) from error
+            self.store.check_model(encoder)
+            self._encoder = encoder
+        return self._encoder
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __repr__(self) -> str:
+        return f"StoreIndex of {self.store!r}, among its {self.kind} embeddings"
+
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        image: ImageInput | None = None,
+        negative: str | Sequence[str] = (),
+        like: int | None = None,
+        weights: Mapping[str, float] | None = None,
+        where: str | Sequence[str] = (),
+        k: int = 10,
+    ) -> SearchResult:
+        """The k items nearest to a query, the nearest first.
+
+        Args:
+            text: what to look for, in words.
+            image: and, or, a picture of it.
+            negative: in words, what it should not be.
+            like: a row of the store, to find more like it; the row itself is left out.
+            weights: of ``text``, ``image``, ``like`` (1 each) and ``negative`` (0.5).
+            where: conditions that items must meet, all of them, such as ``"width>=512"``; see
+                :mod:`clipkit.retrieval.where`.
+            k: how many; fewer come back where there are fewer.
+
+        Raises:
+            ConfigError: there is nothing to look for, ``k`` is below 1, or a condition or weight
+                makes no sense.
+            ClipkitError: a text is empty.
+            DataError: the image cannot be read.
+            CheckpointError: the model is missing or another one, or the store is damaged.
+        """
+        query = SearchQuery(text, image, like, negative, weights or {})
+        return self.search_many([query], where=where, k=k)[0]
+
+    def search_many(
+        self,
+        queries: Sequence[str | SearchQuery],
+        *,
+        where: str | Sequence[str] = (),
+        k: int = 10,
+    ) -> list[SearchResult]:
+        """The results of several queries at once, which is faster than one after the other.
+
+        Args:
+            queries: texts, or queries of several parts.
+            where: see ``search``.
+            k: how many a query.
+
+        Raises:
+            ClipkitError: see ``search``.
+        """
+        wanted = [SearchQuery(query) if isinstance(query, str) else query for query in queries]
+        liked = {q.like: self.vector(q.like) for q in wanted if q.like is not None}
+        if all(q.text is None and q.image is None and not q.negative for q in wanted):
+            embeds = [liked[q.like] for q in wanted if q.like is not None]
+            query_embeds = np.stack(embeds) if embeds else np.zeros((0, self.store.dim))
+        else:
+            query_embeds = embed_queries(wanted, self.encoder, liked)
+        return self._search(query_embeds, wanted, where, k)
+
+    def search_embeds(
+        self, query_embeds: np.ndarray, k: int = 10, where: str | Sequence[str] = ()
+    ) -> list[SearchResult]:
+        """The results of queries that are vectors already; no model is loaded.
+
+        Args:
+            query_embeds: (Q, D), of the model that made the store.
+            k: how many a query.
+            where: see ``search``.
+
+        Raises:
+            ClipkitError: they have another D, or are not finite.
+        """
+        query_embeds = np.atleast_2d(query_embeds)
+        named = [SearchQuery(f"vector {i}") for i in range(len(query_embeds))]
+        return self._search(query_embeds, named, where, k)
+
+    def vector(self, row: int) -> np.ndarray:
+        """(D,) float32, what the store has of a row.
+
+        Raises:
+            ConfigError: there is no such row.
+        """
+        if not 0 <= row < len(self):
+            raise ConfigError(f"like: {row} is no row of {self.store.folder}; 0 to {len(self) - 1}")
+        vector: np.ndarray = self._index.vectors(np.array([row]))[0]
+        return vector
+
+    def _search(
+        self,
+        query_embeds: np.ndarray,
+        queries: Sequence[SearchQuery],
+        where: str | Sequence[str],
+        k: int,
+    ) -> list[SearchResult]:
+        mask = rows_where(self.store, where)
+        leaves_out = any(query.like is not None for query in queries)
+        # A row is always like itself: one more is looked for, and it is left out.
+        scores, rows = self._index.search(query_embeds, k + leaves_out if k > 0 else k, mask=mask)
+        kept = [
+            np.flatnonzero(found != (-1 if query.like is None else query.like))[:k]
+            for query, found in zip(queries, rows, strict=True)
         ]
-        for q in range(len(rows))
-    ]
+        found_rows = [found[keep] for found, keep in zip(rows, kept, strict=True)]
+        all_rows = np.concatenate([np.zeros(0, np.int64), *found_rows])
+        items = self.store.items(all_rows)
+        ends = np.cumsum([0, *map(len, found_rows)])
+        return [
+            SearchResult(
+                query,
+                found_rows[i],
+                scores[i][kept[i]],
+                self.store,
+                items.slice(ends[i], len(found_rows[i])),
+            )
+            for i, query in enumerate(queries)
+        ]

@@ -28,6 +28,7 @@ from clipkit.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from clipkit.encoder import Encoder
+    from clipkit.retrieval.search import Kind, StoreIndex
 
 FORMAT, VERSION = "clipkit-embeddings", 1
 TABLE = "items.parquet"
@@ -116,6 +117,21 @@ class EmbeddingStore:
     def items(self, rows: Sequence[int] | np.ndarray) -> pa.Table:
         """The items of some rows, in that order."""
         return self.table.take(pa.array(rows, pa.int64()))
+
+    def index(self, kind: Kind = "auto", model: str | Path | Encoder | None = None) -> StoreIndex:
+        """The store ready to be searched.
+
+        Args:
+            kind: among which vectors: ``image``, ``text``, or ``auto``: images, or texts where
+                there are no images.
+            model: what made the store; none: found where the manifest says it is.
+
+        Raises:
+            CheckpointError: the store has no vectors of this kind, or another model made it.
+        """
+        from clipkit.retrieval.search import StoreIndex
+
+        return StoreIndex(self, kind, model)
 
     def check_model(self, encoder: Encoder) -> None:
         """Refuses a model other than the one that made the store: scores between the vectors

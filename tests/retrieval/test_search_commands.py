@@ -26,7 +26,7 @@ def store(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_search_prints_a_table_a_query(
     tiny_folder: Path, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["search", str(tiny_folder), str(store), "red", "一只猫", "-k", "3"]) == 0
+    assert main(["search", str(store), "red", "一只猫", "-k", "3"]) == 0
     blocks = capsys.readouterr().out.strip().split("\n\n")
     assert [block.splitlines()[0] for block in blocks] == ['"red"', '"一只猫"']
     header, *rows = blocks[0].splitlines()[1:]
@@ -42,7 +42,7 @@ def test_search_by_picture_as_json_and_as_a_page(
 ) -> None:
     noise_image(4).save(tmp_path / "asked.png")
     page = tmp_path / "page.html"
-    command = ["search", str(tiny_folder), str(store), "--image", str(tmp_path / "asked.png")]
+    command = ["search", str(store), "--image", str(tmp_path / "asked.png")]
     assert main([*command, "-k", "99", "--json", "--html", str(page)]) == 0
     record = json.loads(capsys.readouterr().out)
     assert len(record["hits"]) == 9
@@ -57,11 +57,11 @@ def test_another_model_and_other_mistakes_end_in_one_line(
     other = save_tiny_model(tmp_path / "other", seed=1)
     (tmp_path / "empty").mkdir()
     for command, code, message in (
-        (["search", other, store, "red"], 4, "made with the model"),
-        (["search", tiny_folder, tmp_path / "nothing", "red"], 4, "no such folder"),
-        (["search", tiny_folder, store], 2, "nothing to look for"),
-        (["search", tiny_folder, store, " "], 2, "texts[0]: an empty text"),
-        (["search", tiny_folder, store, "--image", "x.png"], 3, "x.png: no such file"),
+        (["search", store, "--model", other, "red"], 4, "made with the model"),
+        (["search", tmp_path / "nothing", "red"], 4, "no such folder"),
+        (["search", store], 2, "nothing to look for"),
+        (["search", store, " "], 2, "texts[0]: an empty text"),
+        (["search", store, "--image", "x.png"], 3, "x.png: no such file"),
         (["embed", tiny_folder, tmp_path / "nothing", tmp_path / "out"], 3, "nothing"),
         (["embed", tiny_folder, tmp_path / "empty", tmp_path / "out"], 3, "empty"),
         (["embed", tiny_folder, tmp_path / "a.tar", store], 4, "--overwrite"),
@@ -97,7 +97,7 @@ def test_embed_says_what_it_left_out_or_cut_and_why(
         return capsys.readouterr().err
 
     assert "no captions are there, so the store is of images only" in embed()
-    assert main(["search", str(tiny_folder), str(tmp_path / "store"), "red"]) == 0
+    assert main(["search", str(tmp_path / "store"), "red"]) == 0
     assert "\x1b" not in capsys.readouterr().out
     (photos / "0\x1b.txt").write_text("cat " * 40)
     (photos / "1\x1b.txt").write_text("dog")
@@ -116,9 +116,10 @@ def test_the_real_command_line_embeds_and_searches(
     data = noise_shard(tmp_path / "a.tar", 300)
     done = clipkit("embed", "run", data, "store", "--workers", 2, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    done = clipkit("search", "run", "store", "red number 3", cwd=tmp_path)
+    done = clipkit("search", "store", "red number 3", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 8
-    done = clipkit("search", tmp_path, "store", "red", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (4, "")
+    done = clipkit("search", "run", "store", "red", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the store comes first" in done.stderr
     assert "Traceback" not in done.stderr

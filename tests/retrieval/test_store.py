@@ -20,7 +20,6 @@ from clipkit.retrieval import store as store_module
 from clipkit.retrieval import writer as writer_module
 from clipkit.retrieval.embed import embed
 from clipkit.retrieval.page import search_page
-from clipkit.retrieval.search import search, search_embeds
 from clipkit.retrieval.store import TABLE, EmbeddingStore, sha256
 
 
@@ -71,7 +70,7 @@ def test_rows_that_cannot_be_used_are_left_out_and_the_others_keep_their_picture
     store = _embed(tiny_encoder, path, tmp_path / "store", batch_size=2)
     assert store.table["source_row"].to_pylist() == [1, 2, 4, 5]
     assert store.manifest["skipped"] == {"empty file": 1, "HTML, not an image": 1}
-    hits = search(tiny_encoder, store, image=noise_image(4), k=1)
+    hits = store.index(model=tiny_encoder).search(image=noise_image(4), k=1)
     assert (hits[0].key, hits[0].source_row, hits[0].row) == ("00004", 4, 2)
     assert hits[0].score == pytest.approx(1, abs=1e-5)
 
@@ -83,8 +82,8 @@ def test_images_without_captions_are_embedded_alone(tiny_encoder: Encoder, tmp_p
     store = _embed(tiny_encoder, tmp_path / "photos", tmp_path / "store")
     assert store.text_embeds == []
     assert store.table["caption"].to_pylist() == [None] * 3
-    assert search(tiny_encoder, store, image=tmp_path / "photos/1.png", k=1)[0].row == 1
-    assert len(search(tiny_encoder, store, text="red", k=9)) == 3
+    assert store.index(model=tiny_encoder).search(image=tmp_path / "photos/1.png", k=1)[0].row == 1
+    assert len(store.index(model=tiny_encoder).search(text="red", k=9)) == 3
 
 
 def test_captions_alone_can_be_embedded_and_searched(
@@ -92,7 +91,7 @@ def test_captions_alone_can_be_embedded_and_searched(
 ) -> None:
     store = _embed(tiny_encoder, shard, tmp_path / "store", images=False)
     assert store.image_embeds == []
-    hit = search(tiny_encoder, store, text="blue number 2", k=1)[0]
+    hit = store.index(model=tiny_encoder).search(text="blue number 2", k=1)[0]
     assert (hit.caption, round(hit.score, 4)) == ("blue number 2", 1.0)
     with pytest.raises(ConfigError, match="neither"):
         _embed(tiny_encoder, shard, tmp_path / "other", images=False, texts=False)
@@ -104,12 +103,13 @@ def test_search_by_text_equals_brute_force(
     store = _embed(tiny_encoder, shard, tmp_path / "store")
     queries = tiny_encoder.encode_text(["red", "a house"])
     expected = np.argsort(-(queries @ np.concatenate(store.image_embeds).T), axis=1)[:, :4]
-    found = search_embeds(tiny_encoder, store, queries, k=4)
+    found = store.index(model=tiny_encoder).search_embeds(queries, k=4)
     assert [[hit.row for hit in hits] for hits in found] == expected.tolist()
-    assert [hit.row for hit in search(tiny_encoder, store, "a house", k=4)] == expected[1].tolist()
-    for wrong in ({}, {"text": "a", "image": noise_image(0)}):
-        with pytest.raises(ConfigError, match="one of the two"):
-            search(tiny_encoder, store, **wrong)  # type: ignore[arg-type]
+    assert [hit.row for hit in store.index(model=tiny_encoder).search("a house", k=4)] == expected[
+        1
+    ].tolist()
+    with pytest.raises(ConfigError, match="nothing to look for"):
+        store.index(model=tiny_encoder).search()
 
 
 def test_another_model_is_refused_by_name(
@@ -118,9 +118,9 @@ def test_another_model_is_refused_by_name(
     store = _embed(tiny_encoder, shard, tmp_path / "store")
     other = clipkit.load(save_tiny_model(tmp_path / "other", seed=1), device="cpu")
     with pytest.raises(CheckpointError, match=r"made with the model .*, not with .*other"):
-        search(other, store, "red")
+        store.index(model=other).search("red")
     same = clipkit.load(save_tiny_model(tmp_path / "copy", seed=0), device="cpu")
-    assert search(same, store, "red")
+    assert store.index(model=same).search("red")
 
 
 def test_other_preprocessing_with_the_same_weights_is_refused(
@@ -132,7 +132,7 @@ def test_other_preprocessing_with_the_same_weights_is_refused(
     config["image_mean"] = [0.5, 0.5, 0.5]
     (copy / "preprocessor_config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="preprocessing"):
-        search(clipkit.load(copy, device="cpu"), store, "red")
+        store.index(model=clipkit.load(copy, device="cpu")).search("red")
 
 
 def test_a_store_is_replaced_only_when_asked_for(
@@ -213,18 +213,18 @@ def test_the_page_shows_pictures_and_says_why_where_it_cannot(
     tiny_encoder: Encoder, shard: Path, tmp_path: Path
 ) -> None:
     store = _embed(tiny_encoder, shard, tmp_path / "store")
-    found = [search(tiny_encoder, store, "<script>red", k=3)]
-    html, fault = search_page(store, ["<script>red"], found)
+    found = [store.index(model=tiny_encoder).search("<script>red", k=3)]
+    html, fault = search_page(store, found)
     assert fault is None
     assert html.count("data:image/webp;base64,") == 3
     assert "<script>" not in html
     noise_shard(shard, 21)
-    html, fault = search_page(store, ["red"], found)
+    html, fault = search_page(store, found)
     assert fault is not None
     assert "has changed" in fault
     assert "data:image/webp" not in html
     shard.unlink()
-    _, fault = search_page(store, ["red"], found)
+    _, fault = search_page(store, found)
     assert fault is not None
     assert "no pictures can be shown" in fault
 
@@ -259,7 +259,7 @@ def test_damage_that_leaves_the_size_alone_is_found(
     np.save(folder / "image_embeds-00000.npy", vectors)
     monkeypatch.setattr(store_module, "VERIFIED_BYTES", 0)
     with pytest.raises(CheckpointError, match=f"{folder}: its vectors are not finite"):
-        search(tiny_encoder, EmbeddingStore(folder), "red")
+        EmbeddingStore(folder).index(model=tiny_encoder).search("red")
 
 
 def test_a_table_without_its_columns_is_refused(
@@ -272,7 +272,7 @@ def test_a_table_without_its_columns_is_refused(
     del manifest["parts"][TABLE]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="its columns are key, origin, source_row, not key"):
-        search(tiny_encoder, EmbeddingStore(folder), "red")
+        EmbeddingStore(folder).index(model=tiny_encoder).search("red")
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(
@@ -363,6 +363,6 @@ def test_file_names_that_are_not_utf8_are_embedded_and_shown(
     (photos / os.fsdecode(b"caf\xe9.png")).write_bytes(png_bytes(noise_image(0)))
     store = _embed(tiny_encoder, photos, photos / "store")
     assert store.table["key"].to_pylist() == ["caf?.png"]
-    html, fault = search_page(store, ["red"], [search(tiny_encoder, store, "red", k=1)])
+    html, fault = search_page(store, [store.index(model=tiny_encoder).search("red", k=1)])
     assert fault is None  # although the store is inside the folder
     assert html.count("data:image/webp;base64,") == 1

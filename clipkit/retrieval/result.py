@@ -1,0 +1,135 @@
+"""Rows and scores → what was found: in a notebook, as a table, or one hit after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import pyarrow as pa
+
+from clipkit.display.console import escape_control, format_table, shorten
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from clipkit.retrieval.query import SearchQuery
+    from clipkit.retrieval.store import EmbeddingStore
+
+_OWN = ("key", "caption", "origin", "source_row")
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One thing found.
+
+    Attributes:
+        row: in the store.
+        score: the cosine, from -1 to 1.
+        key: its name in the source.
+        caption: its text; None where it has none.
+        origin: where it came from.
+        source_row: its row in the source.
+        metadata: the store's other columns.
+    """
+
+    row: int
+    score: float
+    key: str
+    caption: str | None
+    origin: str
+    source_row: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class SearchResult(Sequence[Hit]):
+    """What one query finds, the best first: a sequence of hits that a notebook shows as pictures.
+
+    Attributes:
+        query: what was looked for.
+        rows: (k,) int64, in the store.
+        scores: (k,) float32 cosines.
+        store: where it was found.
+        items: the store's columns, k rows.
+    """
+
+    def __init__(
+        self,
+        query: SearchQuery,
+        rows: np.ndarray,
+        scores: np.ndarray,
+        store: EmbeddingStore,
+        items: pa.Table,
+    ) -> None:
+        self.query, self.rows, self.scores = query, rows, scores
+        self.store, self.items = store, items
+
+    @property
+    def keys(self) -> list[str]:
+        """k names in the source."""
+        return [str(key) for key in self.items["key"].to_pylist()]
+
+    @property
+    def captions(self) -> list[str | None]:
+        """k texts, None where there is none."""
+        captions: list[str | None] = self.items["caption"].to_pylist()
+        return captions
+
+    @cached_property
+    def hits(self) -> list[Hit]:
+        """k hits."""
+        return [
+            Hit(
+                row=int(row),
+                score=float(score),
+                metadata={name: value for name, value in item.items() if name not in _OWN},
+                **{name: item[name] for name in _OWN},
+            )
+            for row, score, item in zip(self.rows, self.scores, self.items.to_pylist(), strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Hit]: ...
+    def __getitem__(self, index: int | slice) -> Hit | list[Hit]:
+        return self.hits[index]
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    def __repr__(self) -> str:
+        return f"{self.query}\n{format_hits(self.hits)}"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row a hit: row, score, and the store's columns."""
+        frame: pd.DataFrame = self.items.to_pandas()
+        frame.insert(0, "row", self.rows)
+        frame.insert(1, "score", self.scores)
+        return frame
+
+    def _repr_html_(self) -> str:
+        from clipkit.retrieval.page import notebook_gallery
+
+        return notebook_gallery(self)
+
+
+def format_hits(hits: Sequence[Hit], *, width: int = 200) -> str:
+    """A table of hits for a terminal of some width."""
+    from clipkit.display.console import display_width
+
+    names = [(shorten(escape_control(hit.key), 60), escape_control(hit.origin)) for hit in hits]
+    fixed = 7 + max(
+        (display_width(key) + display_width(origin) for key, origin in names), default=0
+    )
+    room = max(24, width - fixed - 6)
+    rows = [
+        [f"{hit.score:.3f}", shorten(hit.caption or "", room), key, origin]
+        for hit, (key, origin) in zip(hits, names, strict=True)
+    ]
+    return format_table(["score", "caption", "key", "origin"], rows, right=[0])

@@ -1,0 +1,210 @@
+"""``clipkit search``: arguments, queries from a file, and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from clipkit.display.arguments import positive
+
+if TYPE_CHECKING:
+    from clipkit.retrieval.query import SearchQuery
+    from clipkit.retrieval.result import SearchResult
+
+_FIELDS = ("text", "image", "negative", "weights", "like")
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``clipkit search``."""
+    parser.add_argument("store", help="the folder that clipkit embed wrote")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="what to look for, in words")
+    parser.add_argument(
+        "--model", help="the model that made the store; left out: the one that the store names"
+    )
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="what to look for, as a picture; may be repeated; with one TEXT, both together",
+    )
+    parser.add_argument(
+        "--negative",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what it should not be, in words; may be repeated; for each query",
+    )
+    parser.add_argument(
+        "--queries",
+        metavar="FILE",
+        help="a query a line; in a .jsonl file objects with text, image, negative, weights, like",
+    )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COND",
+        help="only items that meet it, such as width>=512, lang=en, caption~apple; may be repeated",
+    )
+    parser.add_argument("-k", type=positive, default=5, metavar="N", help="results a query")
+    parser.add_argument(
+        "--kind",
+        choices=("auto", "image", "text"),
+        default="auto",
+        help="search images or captions; auto: images, or captions where there are no images",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object a query")
+    parser.add_argument("--html", metavar="FILE", help="write a page with the pictures, too")
+    parser.set_defaults(run=run_search, rest="texts")
+
+
+def run_search(args: argparse.Namespace) -> int:
+    """Prints what each query finds."""
+    from pathlib import Path
+
+    from clipkit.display.console import plain_warnings, remark
+    from clipkit.retrieval.store import EmbeddingStore
+
+    _check_order(args.store, args.texts)
+    queries = _queries(args)
+    store = EmbeddingStore(args.store)
+    index = store.index(args.kind, args.model)
+    with plain_warnings():
+        found = index.search_many(queries, where=args.where, k=args.k)
+    for result in found:
+        _print_result(result, as_json=args.json)
+    if args.html:
+        from clipkit.atomic import write_text
+        from clipkit.retrieval.page import search_page
+
+        html, fault = search_page(store, found)
+        write_text(Path(args.html), html)
+        if fault:
+            remark(fault)
+        remark(f"the page is {args.html}")
+    return 0
+
+
+def _check_order(store: str, texts: Sequence[str]) -> None:
+    """The model came first once, and people remember.
+
+    Raises:
+        ConfigError: the store is given second.
+    """
+    from pathlib import Path
+
+    from clipkit.errors import ConfigError
+
+    def is_store(name: str) -> bool:
+        return (Path(name).expanduser() / "manifest.json").is_file()
+
+    if texts and not is_store(store) and is_store(texts[0]):
+        raise ConfigError(
+            f"search: the store comes first: clipkit search {texts[0]} TEXT…; it names its model "
+            f"itself, and --model {store} names another place of it"
+        )
+
+
+def _queries(args: argparse.Namespace) -> list[SearchQuery]:
+    """What is asked, in the order texts, images, file."""
+    from clipkit.errors import ConfigError
+    from clipkit.retrieval.query import SearchQuery
+
+    negative = tuple(args.negative)
+    if len(args.texts) == 1 and len(args.image) == 1:
+        queries = [SearchQuery(args.texts[0], args.image[0], negative=negative)]
+    else:
+        queries = [SearchQuery(text, negative=negative) for text in args.texts]
+        queries += [SearchQuery(image=image, negative=negative) for image in args.image]
+    if args.queries:
+        queries += _read_queries(args.queries, negative)
+    if not queries:
+        raise ConfigError(
+            "search: nothing to look for; give a TEXT, --image FILE, or --queries FILE"
+        )
+    return queries
+
+
+def _read_queries(name: str, negative: tuple[str, ...]) -> list[SearchQuery]:
+    import json
+    from pathlib import Path
+
+    from clipkit.errors import ConfigError, DataError
+    from clipkit.retrieval.query import SearchQuery
+
+    path = Path(name).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    queries = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        if path.suffix != ".jsonl":
+            queries.append(SearchQuery(line, negative=negative))
+            continue
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where}: is no JSON ({error})") from error
+        _check_fields(fields, where)
+        below = fields.get("negative", [])
+        below = (below,) if isinstance(below, str) else tuple(below)
+        try:
+            queries.append(SearchQuery(**{**fields, "negative": (*below, *negative)}))
+        except ConfigError as error:
+            raise DataError(f"{where}: {error}") from error
+    if not queries:
+        raise DataError(f"{path}: there are no queries in it; write one a line")
+    return queries
+
+
+def _check_fields(fields: object, where: str) -> None:
+    import difflib
+
+    from clipkit.errors import DataError
+
+    if not isinstance(fields, dict):
+        raise DataError(f'{where}: not an object; write {{"text": "…"}}, for example')
+    for name, value in fields.items():
+        if name not in _FIELDS:
+            near = difflib.get_close_matches(name, _FIELDS, 1)
+            hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(_FIELDS)}."
+            raise DataError(f"{where}: {name}: no such part of a query. {hint}")
+        texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+        fits = {
+            "text": isinstance(value, str),
+            "image": isinstance(value, str),
+            "negative": isinstance(value, str) or texts,
+            "weights": isinstance(value, dict),
+            "like": isinstance(value, int) and not isinstance(value, bool),
+        }
+        if not fits[name]:
+            raise DataError(f"{where}: {name}: {value!r} is of the wrong kind")
+
+
+def _print_result(result: SearchResult, *, as_json: bool) -> None:
+    import dataclasses
+    import json
+    import shutil
+    import sys
+
+    from clipkit.retrieval.result import format_hits
+
+    if as_json:
+        record = {
+            "query": result.query.title,
+            "hits": [dataclasses.asdict(hit) for hit in result],
+        }
+        print(json.dumps(record, ensure_ascii=False, default=str))
+        return
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    print(result.query)
+    print(format_hits(result, width=width))
+    print()
