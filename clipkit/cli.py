@@ -15,6 +15,7 @@ from clipkit.errors import ClipkitError
 from clipkit.evaluation.commands import add_classify_arguments, add_eval_arguments
 from clipkit.retrieval.commands import add_embed_arguments
 from clipkit.retrieval.data_commands import add_data_arguments
+from clipkit.retrieval.index_command import add_index_arguments
 from clipkit.retrieval.search_command import add_search_arguments
 
 
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("train", _add_train_arguments, "train a model, or go on with a run that stopped"),
         ("convert", _add_convert_arguments, "make a Hugging Face folder of a checkpoint"),
         ("embed", add_embed_arguments, "embed images and captions into a store"),
+        ("index", add_index_arguments, "make the search in a store faster"),
         ("search", add_search_arguments, "find images in a store by text or by image"),
         ("classify", add_classify_arguments, "sort images into classes named in words"),
         ("eval", add_eval_arguments, "measure retrieval on a data set"),

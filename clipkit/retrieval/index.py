@@ -1,35 +1,49 @@
 """(Q, D) queries → their nearest rows of a store, exactly.
 
-Rows are read from disk in blocks, multiplied, and merged with the best so far, so that memory
-depends on the block and not on the store.
+A scan gives every row an approximate score and a bound of its error (see ``scan.py``); rows that
+the bound cannot rule out are compared in full. Rows are read in blocks, so that memory depends on
+the block and not on the store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
+import torch
 
 from clipkit.errors import CheckpointError, ClipkitError
+from clipkit.retrieval.codes import open_codes
+from clipkit.retrieval.scan import Approximation, CodeScan, FloatScan
 from clipkit.retrieval.store import EmbeddingStore
 
-_BLOCK = 16_384  # rows at a time: 32 MiB at D = 512
-_QUERIES = 256  # at a time: 16 MiB of scores a block
+_BLOCK_SCORES = 2**18  # 1 MiB of float32: what is scaled and compared stays in the cache
+_MOST_ROWS = 65_536  # a block
+_MOST_BYTES = 32 * 2**20  # of a block that is converted to float32
+_QUERIES = 256  # at a time
+_PAIRS = 2**21  # numbers that are compared in float64 at a time: 16 MiB
 
 
 class Index:
     """Exact search by inner product, which for unit vectors is the cosine.
 
+    A score is the inner product of the float32 numbers, summed in float64 in one order and rounded
+    to float32: equal vectors have equal scores, however many are searched at once.
+
     Args:
-        parts: arrays of (rows, D) that lie end to end; row numbers count through them.
+        parts: arrays of (rows, D), float32 or float16, that lie end to end; row numbers count
+            through them.
         name: what to call them in a message.
+        codes: 8-bit codes of the same rows, which are read in their place.
 
     Raises:
         ClipkitError: there is nothing to search in, or D differs.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray], *, name: str = "index") -> None:
+    def __init__(
+        self, parts: Sequence[np.ndarray], *, name: str = "index", codes: CodeScan | None = None
+    ) -> None:
         self.name = name
         self.parts = [part for part in parts if len(part)]
         dims = {part.shape[1] for part in self.parts}
@@ -40,24 +54,26 @@ class Index:
                 else f"{name}: there is nothing to search in; it has no rows"
             )
         self.dim: int = dims.pop()
+        self._scan = FloatScan(self.parts) if codes is None else codes
 
     @classmethod
     def open(cls, store: EmbeddingStore, kind: Literal["auto", "image", "text"] = "auto") -> Index:
-        """An index over a store.
+        """An index over a store, and over its codes if ``clipkit index`` has made them.
 
         Args:
             store: where the vectors are.
             kind: which of its vectors; auto: images, or texts where there are no images.
 
         Raises:
-            CheckpointError: the store has no vectors of this kind.
+            CheckpointError: the store has no vectors of this kind; or its codes are damaged, or
+                of what the store was before.
         """
         if kind == "auto":
             kind = "image" if store.image_embeds else "text"
         parts = store.image_embeds if kind == "image" else store.text_embeds
         if not parts:
             raise CheckpointError(f"{store.folder}: no {kind} embeddings are in this store")
-        return cls(parts, name=str(store.folder))
+        return cls(parts, name=str(store.folder), codes=open_codes(store, kind))
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -68,7 +84,8 @@ class Index:
         start = 0
         for part in self.parts:
             here = np.flatnonzero((rows >= start) & (rows < start + len(part)))
-            out[here] = part[rows[here] - start]
+            if len(here):
+                out[here] = part[rows[here] - start]
             start += len(part)
         return out
 
@@ -91,63 +108,135 @@ class Index:
             ClipkitError: the queries have another D or are not finite, or k is less than 1.
             CheckpointError: the vectors are not finite.
         """
-        queries = np.atleast_2d(np.ascontiguousarray(query_embeds, dtype=np.float32))
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise ClipkitError(
-                f"query_embeds: shape {np.shape(query_embeds)}, where the index has vectors of "
-                f"{self.dim}; embed the queries with the model that made it"
-            )
-        if not np.isfinite(queries).all():
-            raise ClipkitError("query_embeds: not finite; is the model that made them?")
+        queries = check_queries(query_embeds, self.dim)
         if k < 1:
             raise ClipkitError(f"k: {k}; ask for 1 or more")
         k = min(k, len(self) if mask is None else int(mask.sum()))
         found = [
-            self._search_block(queries[q : q + _QUERIES], k, mask)
+            self._search_some(queries[q : q + _QUERIES], k, mask)
             for q in range(0, max(len(queries), 1), _QUERIES)
         ]
         scores = np.concatenate([part for part, _ in found])
         rows = np.concatenate([part for _, part in found])
         return (scores[0], rows[0]) if np.ndim(query_embeds) == 1 else (scores, rows)
 
-    def _search_block(
+    def _search_some(
         self, queries: np.ndarray, k: int, mask: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        best = np.zeros((len(queries), 0), dtype=np.float32)  # (Q, ≤ k), the best first
-        best_rows = np.zeros((len(queries), 0), dtype=np.int64)
-        start = 0
-        for part in self.parts:
-            for begin in range(0, len(part), _BLOCK):
-                block = np.asarray(part[begin : begin + _BLOCK], dtype=np.float32)
-                scores = queries @ block.T  # (Q, n)
-                if not np.isfinite(scores).all():
-                    raise CheckpointError(
-                        f"{self.name}: its vectors are not finite; embed again, and if that "
-                        "does not help, look at the model"
-                    )
-                if mask is not None:
-                    scores[:, ~mask[start : start + len(block)]] = -np.inf
-                scores, rows = _top(scores, k)
-                # What was there before has lower row numbers, so a stable sort keeps it first.
-                scores = np.concatenate([best, scores], axis=1)
-                rows = np.concatenate([best_rows, rows + start], axis=1)
-                order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-                best = np.take_along_axis(scores, order, axis=1)
-                best_rows = np.take_along_axis(rows, order, axis=1)
-                start += len(block)
-        return best, best_rows
+        best = _Best(len(queries), k)
+        if not (len(queries) and k):
+            return best.scores, best.rows
+        self._scan.prepare(queries)
+        for begin, end in self._blocks(len(queries)):
+            rows = None
+            if mask is not None:
+                rows = np.flatnonzero(mask[begin:end])
+                if not len(rows):
+                    continue
+                if len(rows) == end - begin:
+                    rows = None
+            block = self._scan.block(begin, end, rows)
+            if not np.isfinite(block.residuals).all():
+                raise CheckpointError(
+                    f"{self.name}: its vectors are not finite; embed again, and if that does not "
+                    "help, look at the model"
+                )
+            of_query, place = _not_ruled_out(block, best)
+            if len(place):
+                found = begin + (place if rows is None else rows[place])
+                for some in _in_parts(len(found), max(_PAIRS // self.dim, 1)):
+                    scores = self._exact(queries, of_query[some], found[some])
+                    best.add(of_query[some], found[some], scores)
+        return best.scores, best.rows
+
+    def _blocks(self, queries: int) -> Iterator[tuple[int, int]]:
+        size = min(_BLOCK_SCORES // queries, _MOST_ROWS, _MOST_BYTES // (4 * self.dim))
+        size = max(size, 1)
+        for begin in range(0, len(self), size):
+            yield begin, min(begin + size, len(self))
+
+    def _exact(self, queries: np.ndarray, of_query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(P,) scores of pairs of a query and a row; see the class for what a score is."""
+        distinct, place = np.unique(rows, return_inverse=True)
+        vectors = self.vectors(distinct)
+        if not np.isfinite(vectors).all():
+            raise CheckpointError(f"{self.name}: its vectors are not finite; embed again")
+        # Products of float32 are exact in float64; NumPy sums each line in one and the same order.
+        products = vectors[place].astype(np.float64) * queries[of_query]
+        scores: np.ndarray = products.sum(axis=1).astype(np.float32)
+        return scores
 
 
-def _top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, n) → the k highest of each row and their columns, best first, lower column first."""
-    if 0 < 4 * k < scores.shape[1]:
-        # Partitioning alone leaves open which of several equal scores gets in. All of them are
-        # let in, and the stable sort chooses.
-        kth = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]  # (Q, 1)
-        width = int((scores >= kth).sum(axis=1).max()) if len(scores) else k
-        candidates = np.argsort(scores < kth, axis=1, kind="stable")[:, :width]
-    else:
-        candidates = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    kept = np.take_along_axis(scores, candidates, axis=1)
-    order = np.argsort(-kept, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(kept, order, axis=1), np.take_along_axis(candidates, order, axis=1)
+class _Best:
+    """The best k of each query so far.
+
+    Attributes:
+        scores: (Q, ≤ k) float32, the best first; -inf where there are fewer.
+        rows: (Q, ≤ k) int64.
+    """
+
+    def __init__(self, queries: int, k: int) -> None:
+        self._k = k
+        self.scores = np.full((queries, k), -np.inf, dtype=np.float32)
+        self.rows = np.full((queries, k), -1, dtype=np.int64)
+
+    @property
+    def last(self) -> np.ndarray:
+        """(Q,) the scores of the k-th; -inf where there is none."""
+        return self.scores[:, -1].astype(np.float64)
+
+    def add(self, of_query: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
+        """Merges P pairs of queries and rows; pairs may not be there before."""
+        kept = np.flatnonzero(scores >= self.scores[of_query, -1])
+        of_query, rows, scores = of_query[kept], rows[kept], scores[kept]
+        for query in np.unique(of_query):
+            here = of_query == query
+            all_scores = np.concatenate([self.scores[query], scores[here]])
+            all_rows = np.concatenate([self.rows[query], rows[here]])
+            # The places of rows that are not there yet come last, at -inf.
+            order = np.lexsort((all_rows, -all_scores))[: self._k]
+            self.scores[query], self.rows[query] = all_scores[order], all_rows[order]
+
+
+def _not_ruled_out(block: Approximation, best: _Best) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (query, row of the block) that may enter the best k: bound and k-th score overlap."""
+    width, k = block.raw.shape[1], best.scores.shape[1]
+    last = best.last
+    worst = block.largest_error()
+    if np.isinf(last).any() and width > k:
+        # k rows of this block have at least these scores: what is below is out.
+        kth = torch.topk(block.raw, k, dim=1).values[:, -1].double().numpy()
+        last = np.maximum(last, block.offset + block.scale * kth - worst)
+    # raw is at least this, give or take one rounding, which ``worst`` has room for.
+    least = ((last - worst - block.offset) / block.scale).astype(np.float32)
+    pairs = (block.raw >= torch.from_numpy(least)[:, None]).nonzero().numpy()
+    of_query, place = pairs[:, 0], pairs[:, 1]
+    if len(place):
+        raw = block.raw[of_query, place].double().numpy()
+        highest = block.offset[of_query] + block.scale[of_query] * raw
+        highest += block.error(of_query, place)
+        kept = highest >= last[of_query]
+        of_query, place = of_query[kept], place[kept]
+    return of_query, place
+
+
+def check_queries(query_embeds: np.ndarray, dim: int) -> np.ndarray:
+    """(Q, D) float32 queries.
+
+    Raises:
+        ClipkitError: they have another D or are not finite.
+    """
+    queries = np.atleast_2d(np.ascontiguousarray(query_embeds, dtype=np.float32))
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise ClipkitError(
+            f"query_embeds: shape {np.shape(query_embeds)}, where the index has vectors of "
+            f"{dim}; embed the queries with the model that made it"
+        )
+    if not np.isfinite(queries).all():
+        raise ClipkitError("query_embeds: not finite; is the model that made them?")
+    return queries
+
+
+def _in_parts(length: int, size: int) -> Iterator[slice]:
+    for begin in range(0, length, size):
+        yield slice(begin, begin + size)

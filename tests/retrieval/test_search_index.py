@@ -21,7 +21,7 @@ def _brute_force(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndar
 def test_search_equals_a_brute_force_sort(
     block: int, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK", block)
+    monkeypatch.setattr(module, "_BLOCK_SCORES", 4 * block)
     monkeypatch.setattr(module, "_QUERIES", 4)
     rng = np.random.default_rng(k)
     # Small whole numbers: products are exact, and many of them equal.
