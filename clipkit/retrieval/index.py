@@ -145,7 +145,7 @@ class Index:
             if len(place):
                 found = begin + (place if rows is None else rows[place])
                 for some in _in_parts(len(found), max(_PAIRS // self.dim, 1)):
-                    scores = self._exact(queries, of_query[some], found[some])
+                    scores = self.score(queries, of_query[some], found[some])
                     best.add(of_query[some], found[some], scores)
         return best.scores, best.rows
 
@@ -155,7 +155,7 @@ class Index:
         for begin in range(0, len(self), size):
             yield begin, min(begin + size, len(self))
 
-    def _exact(self, queries: np.ndarray, of_query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def score(self, queries: np.ndarray, of_query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(P,) scores of pairs of a query and a row; see the class for what a score is."""
         distinct, place = np.unique(rows, return_inverse=True)
         vectors = self.vectors(distinct)

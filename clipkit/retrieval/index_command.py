@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +15,35 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of which vectors; auto: images, or captions where there are no images",
     )
+    parser.add_argument(
+        "--approximate",
+        action="store_true",
+        help="a faiss index, for clipkit search --approximate; without: codes for exact search",
+    )
+    parser.add_argument(
+        "--memory",
+        type=byte_count,
+        default=2 * 10**9,
+        metavar="SIZE",
+        help="that the approximate index may take, such as 500MB; 2GB",
+    )
+    parser.add_argument(
+        "--recall",
+        type=float,
+        default=0.95,
+        metavar="SHARE",
+        help="of the 10 best that it should find; 0.95",
+    )
     parser.set_defaults(run=run_index)
+
+
+def byte_count(text: str) -> int:
+    """``500MB``, ``2GB``, ``1.5GiB``, or a number of bytes."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(I?)B?)?B?", text.strip().upper())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 500MB or 2GB")
+    power = " KMGT".index(match[2] or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def run_index(args: argparse.Namespace) -> int:
@@ -24,6 +53,23 @@ def run_index(args: argparse.Namespace) -> int:
 
     store = EmbeddingStore(args.store)
     kind = ("image" if store.image_embeds else "text") if args.kind == "auto" else args.kind
+    if args.approximate:
+        from clipkit.display.console import remark
+        from clipkit.retrieval.approximate import build_approximate
+
+        built = build_approximate(store, kind, memory=args.memory, recall=args.recall)
+        print(
+            f"{args.store}: {built.factory} of {len(store):,} {kind} embeddings, {built.bytes:,} "
+            f"bytes\nrecall@10 {built.recall:.3f} against exact search, on {built.queries}\n"
+            f"{built.milliseconds:.2f} ms a query, the median, where exact search takes "
+            f"{built.exact_milliseconds:.2f}"
+        )
+        if built.recall < built.wanted:
+            remark(
+                f"THE RECALL OF {built.wanted} IS NOT REACHED: it is {built.recall:.3f} at the "
+                "effort that was chosen; give more --memory, or search without --approximate"
+            )
+        return 0
     size = build_codes(store, kind)
     print(
         f"{args.store}: exact search among {len(store):,} {kind} embeddings now reads {size:,} "

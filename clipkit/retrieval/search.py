@@ -10,6 +10,7 @@ import numpy as np
 
 from clipkit.encoder import Encoder, load
 from clipkit.errors import CheckpointError, ConfigError
+from clipkit.retrieval.approximate import ApproximateIndex
 from clipkit.retrieval.index import Index
 from clipkit.retrieval.query import SearchQuery, embed_queries
 from clipkit.retrieval.result import SearchResult
@@ -25,14 +26,17 @@ Kind = Literal["auto", "image", "text"]
 class StoreIndex:
     """A store ready to be searched; see ``EmbeddingStore.index``.
 
-    Search is exact: the result is what comparing with every row gives, equal scores in the order
-    of their rows. The model is loaded when the first text or image is looked for.
+    Search is exact unless ``approximate`` is asked for: the result is what comparing with every row
+    gives, equal scores in the order of their rows. The model is loaded when the first text or image
+    is looked for.
 
     Args:
         store: where to look.
         kind: among which of its vectors; auto: images, or texts where there are no images.
         model: what made the store, a run, folder or hub name, or what ``clipkit.load`` gave;
             none: the one that the store names.
+        approximate: whether to search what ``clipkit index --approximate`` made; with conditions
+            search is exact even so.
 
     Raises:
         CheckpointError: the store has no vectors of this kind; or ``model`` is another one.
@@ -43,11 +47,18 @@ class StoreIndex:
     """
 
     def __init__(
-        self, store: EmbeddingStore, kind: Kind = "auto", model: str | Path | Encoder | None = None
+        self,
+        store: EmbeddingStore,
+        kind: Kind = "auto",
+        model: str | Path | Encoder | None = None,
+        *,
+        approximate: bool = False,
     ) -> None:
         self.store = store
         self.kind = ("image" if store.image_embeds else "text") if kind == "auto" else kind
-        self._index = Index.open(store, self.kind)
+        self._index: Index | ApproximateIndex = (
+            ApproximateIndex.open(store, self.kind) if approximate else Index.open(store, self.kind)
+        )
         self._encoder: Encoder | None = None
         self._model = str(store.manifest["model"]) if model is None else model
         if isinstance(model, Encoder):

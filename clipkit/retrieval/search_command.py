@@ -55,6 +55,11 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="search images or captions; auto: images, or captions where there are no images",
     )
+    parser.add_argument(
+        "--approximate",
+        action="store_true",
+        help="search what clipkit index --approximate made; with --where search stays exact",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object a query")
     parser.add_argument("--html", metavar="FILE", help="write a page with the pictures, too")
     parser.set_defaults(run=run_search, rest="texts")
@@ -70,7 +75,9 @@ def run_search(args: argparse.Namespace) -> int:
     _check_order(args.store, args.texts)
     queries = _queries(args)
     store = EmbeddingStore(args.store)
-    index = store.index(args.kind, args.model)
+    index = store.index(args.kind, args.model, approximate=args.approximate)
+    if args.approximate and args.where:
+        remark("with --where, search is exact")
     with plain_warnings():
         found = index.search_many(queries, where=args.where, k=args.k)
     for result in found:

@@ -118,20 +118,28 @@ class EmbeddingStore:
         """The items of some rows, in that order."""
         return self.table.take(pa.array(rows, pa.int64()))
 
-    def index(self, kind: Kind = "auto", model: str | Path | Encoder | None = None) -> StoreIndex:
+    def index(
+        self,
+        kind: Kind = "auto",
+        model: str | Path | Encoder | None = None,
+        *,
+        approximate: bool = False,
+    ) -> StoreIndex:
         """The store ready to be searched.
 
         Args:
             kind: among which vectors: ``image``, ``text``, or ``auto``: images, or texts where
                 there are no images.
             model: what made the store; none: found where the manifest says it is.
+            approximate: whether to search what ``clipkit index --approximate`` made.
 
         Raises:
-            CheckpointError: the store has no vectors of this kind, or another model made it.
+            CheckpointError: the store has no vectors of this kind, or another model made it; or
+                there is no such index.
         """
         from clipkit.retrieval.search import StoreIndex
 
-        return StoreIndex(self, kind, model)
+        return StoreIndex(self, kind, model, approximate=approximate)
 
     def check_model(self, encoder: Encoder) -> None:
         """Refuses a model other than the one that made the store: scores between the vectors

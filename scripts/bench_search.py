@@ -1,0 +1,209 @@
+"""Search among many vectors, ours and faiss's, in turns in one process:
+
+    python scripts/bench_search.py [--store STORE] > scripts/results/bench_search.md
+
+Generated vectors lie around 10,000 centres: a centre has normal coordinates, a row is a centre and
+0.7 of another normal vector, all at unit length, in random order; a query is a row and 0.3 of its
+length in another direction. With ``--store`` they are those of a model, and its captions are the
+queries. faiss by hand: a flat index, at the best of several ``distance_compute_blas_threshold``;
+the same with ``datasets.add_faiss_index``; and the very IVF index that ``clipkit index`` chose, at the
+lowest nprobe that has the recall. Medians over the repeats, which run in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipkit.retrieval.approximate import ApproximateIndex, build_approximate
+from clipkit.retrieval.codes import build_codes
+from clipkit.retrieval.index import Index
+from clipkit.retrieval.store import FORMAT, SCHEMA, TABLE, VERSION, EmbeddingStore, sha256
+
+K = 10
+Searcher = Callable[[np.ndarray], np.ndarray]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--store", help="search a store of a model, too")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-approximate", action="store_true")
+    args = parser.parse_args()
+    print("# Search\n")
+    print(f"    python scripts/bench_search.py {' '.join(sys.argv[1:])}\n")
+    packages = ("torch", "faiss-cpu", "numpy", "datasets")
+    print(
+        f"{datetime.date.today()}, {os.cpu_count()} cores of {cpu()}, Python "
+        f"{platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        rng = np.random.default_rng(0)
+        store = generate(Path(folder) / "store", args.rows, args.dim, rng)
+        x = np.concatenate(store.image_embeds)
+        picked = x[rng.choice(len(x), 512, replace=False)]
+        noise = unit(rng.normal(size=picked.shape))
+        queries = unit(picked + 0.3 * noise).astype(np.float32)
+        compare("generated", store, queries, args)
+    if args.store:
+        store = EmbeddingStore(args.store)
+        texts = np.concatenate(store.text_embeds)
+        queries = texts[rng.choice(len(texts), min(512, len(texts)), replace=False)]
+        compare(f"of a model, {args.store}", store, queries, args)
+
+
+def compare(
+    title: str, store: EmbeddingStore, queries: np.ndarray, args: argparse.Namespace
+) -> None:
+    """One set of vectors: a table, and the ratios."""
+    x = np.concatenate(store.image_embeds)
+    build_codes(store, "image", progress=False)
+    exact = Index.open(store, "image")
+    flat = faiss.IndexFlatIP(x.shape[1])
+    flat.add(x)
+    import datasets
+
+    table = datasets.Dataset.from_dict({"row": np.arange(len(x))})
+    table.add_faiss_index_from_external_arrays(x, "x", metric_type=faiss.METRIC_INNER_PRODUCT)
+    print(f"\n## {title}: {len(x):,} × {x.shape[1]}\n")
+    searchers: dict[str, Searcher] = {
+        "clipkit exact, codes": lambda q: exact.search(q, K)[1],
+        "clipkit exact, no codes": (lambda index: lambda q: index.search(q, K)[1])(Index([x])),
+        "faiss flat, tuned": lambda q: flat.search(q, K)[1],
+        "datasets.add_faiss_index": lambda q: np.asarray(
+            table.search_batch("x", q, k=K).total_indices
+        ),
+    }
+    if not args.no_approximate:
+        built = build_approximate(store, "image", memory=2 * 10**9, progress=False)
+        near = ApproximateIndex.open(store, "image")
+        hand = faiss.read_index(str(store.folder / "index/image-approximate.faiss"))
+        print(f"`clipkit index --approximate`: {built.factory}, effort {built.effort}, "
+              f"recall {built.recall:.3f} on {built.queries}\n")  # fmt: skip
+        searchers["clipkit approximate"] = lambda q: near.search(q, K)[1]
+        by_hand(hand, exact.search(queries[:256], K)[1], queries[:256])
+        searchers["faiss by hand, same index"] = lambda q: hand.search(q, K)[1]
+    truth = exact.search(queries, K)[0]
+    thresholds = {batch: tune(flat, queries[:batch]) for batch in (1, 64)}
+    print("| | batch | recall@10 | queries/s | p50 ms | p99 ms |\n|---|---|---|---|---|---|")
+    rates: dict[tuple[str, int], float] = {}
+    for batch in (1, 64):
+        times: dict[str, list[float]] = {name: [] for name in searchers}
+        good: dict[str, list[float]] = {name: [] for name in searchers}
+        faiss.cvar.distance_compute_blas_threshold = thresholds[batch]
+        count = 32 if batch == 1 else 3
+        for _ in range(args.repeats):
+            for name, search in searchers.items():
+                for i in range(count):
+                    begin = (i * batch) % (len(queries) - batch + 1)
+                    some = queries[begin : begin + batch]
+                    start = time.perf_counter()
+                    rows = search(some)
+                    times[name].append(time.perf_counter() - start)
+                    vectors = x[rows.ravel()].astype(np.float64).reshape(*rows.shape, -1)
+                    scores = (vectors * some[:, None]).sum(axis=2).astype(np.float32)
+                    good[name].append(float((scores >= truth[begin : begin + batch, -1:]).mean()))
+        for name, each in times.items():
+            p50, p99 = np.percentile(each, [50, 99])
+            rates[name, batch] = batch / p50
+            print(f"| {name} | {batch} | {np.mean(good[name]):.3f} | {batch / p50:,.1f} "
+                  f"| {1000 * p50:.2f} | {1000 * p99:.2f} |")  # fmt: skip
+    print(f"\nfaiss's blas threshold: {thresholds[1]} for 1 query, {thresholds[64]} for 64.")
+    pairs = [("clipkit exact, codes", "faiss flat, tuned")]
+    if not args.no_approximate:
+        pairs.append(("clipkit approximate", "faiss by hand, same index"))
+    for ours, theirs in pairs:
+        ratios = ", ".join(
+            f"{rates[ours, batch] / rates[theirs, batch]:.2f} (batch {batch})" for batch in (1, 64)
+        )
+        print(f"\n{ours} / {theirs}, queries a second: {ratios}")
+    sys.stdout.flush()
+
+
+def tune(flat: faiss.Index, queries: np.ndarray) -> int:
+    """The threshold that faiss is fastest with."""
+    taken = {}
+    for threshold in (1, 4, 20, 100, 100_000):
+        faiss.cvar.distance_compute_blas_threshold = threshold
+        each = []
+        for _ in range(3):
+            start = time.perf_counter()
+            flat.search(queries, K)
+            each.append(time.perf_counter() - start)
+        taken[threshold] = float(np.median(each))
+    return min(taken, key=lambda threshold: taken[threshold])
+
+
+def by_hand(index: faiss.Index, truth: np.ndarray, queries: np.ndarray) -> None:
+    """Sets the lowest nprobe with a recall of 0.95, or the highest there is."""
+    if not hasattr(index, "nprobe"):
+        return
+    index.nprobe = 1
+    while index.nprobe < index.nlist:
+        found = index.search(queries, K)[1]
+        hits = [len(set(a) & set(b)) / K for a, b in zip(found, truth, strict=True)]
+        if np.mean(hits) >= 0.95:
+            return
+        index.nprobe = min(max(index.nprobe + 1, index.nprobe * 5 // 4), index.nlist)
+
+
+def generate(folder: Path, rows: int, dim: int, rng: np.random.Generator) -> EmbeddingStore:
+    """A store of clustered vectors, images alone."""
+    folder.mkdir(parents=True)
+    centres = rng.normal(size=(10_000, dim)).astype(np.float32)
+    path = folder / "image_embeds-00000.npy"
+    x = np.lib.format.open_memmap(path, "w+", np.float32, (rows, dim))
+    for begin in range(0, rows, 65_536):
+        end = min(begin + 65_536, rows)
+        noise = rng.standard_normal((end - begin, dim), dtype=np.float32)
+        x[begin:end] = unit(centres[rng.integers(0, len(centres), end - begin)] + 0.7 * noise)
+    x.flush()
+    names = pa.array([str(row) for row in range(rows)])
+    values = [names, pa.nulls(rows, pa.string()), names, pa.array(np.arange(rows))]
+    pq.write_table(pa.table(values, schema=SCHEMA), folder / TABLE)
+    facts = {
+        file.name: {"rows": rows, "bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in (path, folder / TABLE)
+    }
+    manifest = {
+        "format": FORMAT, "version": VERSION, "rows": rows, "dim": dim, "dtype": "float32",
+        "normalised": True, "model": "none", "weights_sha256": "", "preprocess_sha256": "",
+        "source": {"path": "generated"}, "skipped": {}, "num_truncated": 0, "context_length": 77,
+        "parts": facts,
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return EmbeddingStore(folder)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows at unit length."""
+    result: np.ndarray = x / np.linalg.norm(x, axis=1, keepdims=True)
+    return result
+
+
+def cpu() -> str:
+    """What it calls itself."""
+    info = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
+    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("Model n")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""faiss indexes of stores: what is chosen, what they find, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_model import noise_shard
+
+from clipkit.cli import main
+from clipkit.encoder import Encoder
+from clipkit.errors import CheckpointError, ConfigError
+from clipkit.retrieval.approximate import build_approximate, plan_index
+from clipkit.retrieval.embed import embed
+from clipkit.retrieval.store import EmbeddingStore, sha256
+
+pytest.importorskip("faiss")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 12,000 rows of which the first 30 were embedded, the others generated."""
+    folder = tmp_path_factory.mktemp("approximate")
+    path = folder / "store"
+    store = embed(tiny_encoder, str(noise_shard(folder / "a.tar", 30)), path, progress=False)
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(60, store.dim))
+    x = centres[rng.integers(0, 60, 12_000)] + 0.4 * rng.normal(size=(12_000, store.dim))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    import pyarrow.parquet as pq
+
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name, facts in manifest["parts"].items():
+        if name.endswith(".npy"):
+            np.save(path / name, x if name.startswith("image") else -x[::-1])
+        else:
+            table = pq.read_table(path / name)
+            pq.write_table(table.take(np.arange(12_000) % 30), path / name)
+        facts.update(rows=12_000, bytes=(path / name).stat().st_size, sha256=sha256(path / name))
+    manifest["rows"] = 12_000
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "store"))
+
+
+def test_the_kind_follows_from_rows_and_memory() -> None:
+    for rows, memory, kind in (
+        (5_000, 2e9, "Flat"),
+        (50_000, 2e9, "HNSW32"),
+        (1_000_000, 4e9, "IVF2000,Flat"),
+        (1_000_000, 2e9, "IVF2000,SQ8"),
+        (1_000_000, 2e8, "IVF2000,PQ64"),
+        (5_000, 3e6, "IVF141,SQ8"),
+    ):
+        assert plan_index(rows, 512, int(memory)).factory == kind
+    with pytest.raises(ConfigError, match="give 76,096,000 or more"):
+        plan_index(1_000_000, 512, 10**6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("memory", "kind"), [("1GB", "HNSW32"), ("1MB", "IVF219,SQ8"), ("0.3MB", "IVF219,PQ12")]
+)
+def test_what_is_found_reaches_the_recall_that_was_measured(
+    memory: str, kind: str, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["index", str(store), "--approximate", "--memory", memory]) == 0
+    out, err = capsys.readouterr()
+    assert kind in out
+    assert "captions of the store" in out
+    assert "NOT REACHED" not in err
+    assert (store / "index/image-approximate.faiss").stat().st_size <= 1.1e9
+    opened = EmbeddingStore(store)
+    queries = np.concatenate(opened.text_embeds)[5::50]
+    exact = opened.index().search_embeds(queries, 10)
+    near = opened.index(approximate=True).search_embeds(queries, 10)
+    recall = np.mean(
+        [len(set(a.rows) & set(b.rows)) / 10 for a, b in zip(exact, near, strict=True)]
+    )
+    assert recall > 0.9
+    for a, b in zip(exact, near, strict=True):
+        at = dict(zip(a.rows.tolist(), a.scores.tolist(), strict=True))
+        for row, score in zip(b.rows.tolist(), b.scores.tolist(), strict=True):
+            assert at.get(row, score) == score  # the very number
+    where = opened.index(approximate=True).search_embeds(queries[:3], 5, where="source_row=7")
+    assert all(row % 30 == 7 for one in where for row in one.rows)
+
+
+def test_a_recall_that_is_not_reached_is_said(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clipkit.retrieval import approximate
+
+    plan = approximate.Plan("IVF1,PQ1", 1, 1)  # one byte a row, and nothing compared in full
+    monkeypatch.setattr(approximate, "plan_index", lambda *_: plan)
+    assert main(["index", str(store), "--approximate", "--recall", "1"]) == 0
+    assert "THE RECALL OF 1.0 IS NOT REACHED" in capsys.readouterr().err
+    assert (store / "index/image-approximate.json").is_file()
+
+
+def test_a_foreign_damaged_or_missing_index_is_refused(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = ["search", str(store), "red", "--approximate"]
+    assert main(search) == 4
+    assert "there is no approximate index" in capsys.readouterr().err
+    build_approximate(EmbeddingStore(store), "image", memory=2 * 10**6, progress=False)
+    file, manifest = store / "index/image-approximate.faiss", store / "index/image-approximate.json"
+    data, text = file.read_bytes(), manifest.read_text()
+    assert main([*search, "-k", "3"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    file.write_bytes(data[:1000])
+    assert main(search) == 4
+    assert "bytes, where" in capsys.readouterr().err
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert main(search) == 4
+    assert "damaged" in capsys.readouterr().err
+    file.write_bytes(data)
+    manifest.write_text(text.replace('"weights_sha256": "', '"weights_sha256": "0'))
+    assert main(search) == 4
+    assert "of the model" in capsys.readouterr().err
+    manifest.write_text(text)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert main(search) == 2
+    assert "pip install 'clipkit-pretraining[faiss]'" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="faiss"):
+        build_approximate(EmbeddingStore(store), "image", memory=10**9)
+
+
+def test_numbers_that_make_no_sense_are_refused(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["index", str(store), "--approximate", "--recall", "2"]) == 2
+    assert "--recall: 2.0" in capsys.readouterr().err
+    assert main(["index", str(store), "--approximate", "--memory", "1KB"]) == 2
+    assert "--memory: 1,000 bytes are too few" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["index", str(store), "--memory", "much"])
+    with pytest.raises(CheckpointError, match="no approximate index"):
+        EmbeddingStore(store).index(approximate=True)
