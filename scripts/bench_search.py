@@ -6,8 +6,8 @@ Generated vectors lie around 10,000 centres: a centre has normal coordinates, a 
 0.7 of another normal vector, all at unit length, in random order; a query is a row and 0.3 of its
 length in another direction. With ``--store`` they are those of a model, and its captions are the
 queries. faiss by hand: a flat index, at the best of several ``distance_compute_blas_threshold``;
-the same with ``datasets.add_faiss_index``; and the very IVF index that ``clipkit index`` chose, at the
-lowest nprobe that has the recall. Medians over the repeats, which run in turns.
+the same with ``datasets.add_faiss_index``; and the very IVF index that ``clipkit index`` chose, at
+the lowest nprobe that has the recall. Medians over the repeats, which run in turns.
 """
 
 from __future__ import annotations

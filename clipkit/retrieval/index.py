@@ -11,16 +11,15 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 
 from clipkit.errors import CheckpointError, ClipkitError
 from clipkit.retrieval.codes import open_codes
 from clipkit.retrieval.scan import Approximation, CodeScan, FloatScan
 from clipkit.retrieval.store import EmbeddingStore
 
-_BLOCK_SCORES = 2**18  # 1 MiB of float32: what is scaled and compared stays in the cache
+_BLOCK_SCORES = 2**18  # 1 MiB: what is multiplied is compared while it is in the cache
 _MOST_ROWS = 65_536  # a block
-_MOST_BYTES = 32 * 2**20  # of a block that is converted to float32
+_MOST_BYTES = 32 * 2**20  # of a block, which may be converted to float32
 _QUERIES = 256  # at a time
 _PAIRS = 2**21  # numbers that are compared in float64 at a time: 16 MiB
 
@@ -150,7 +149,7 @@ class Index:
         return best.scores, best.rows
 
     def _blocks(self, queries: int) -> Iterator[tuple[int, int]]:
-        size = min(_BLOCK_SCORES // queries, _MOST_ROWS, _MOST_BYTES // (4 * self.dim))
+        size = min(_BLOCK_SCORES // queries, _MOST_ROWS, _MOST_BYTES // self._scan.row_bytes)
         size = max(size, 1)
         for begin in range(0, len(self), size):
             yield begin, min(begin + size, len(self))
@@ -205,16 +204,11 @@ def _not_ruled_out(block: Approximation, best: _Best) -> tuple[np.ndarray, np.nd
     worst = block.largest_error()
     if np.isinf(last).any() and width > k:
         # k rows of this block have at least these scores: what is below is out.
-        kth = torch.topk(block.raw, k, dim=1).values[:, -1].double().numpy()
-        last = np.maximum(last, block.offset + block.scale * kth - worst)
-    # raw is at least this, give or take one rounding, which ``worst`` has room for.
-    least = ((last - worst - block.offset) / block.scale).astype(np.float32)
-    pairs = (block.raw >= torch.from_numpy(least)[:, None]).nonzero().numpy()
-    of_query, place = pairs[:, 0], pairs[:, 1]
+        last = np.maximum(last, block.kth(k) - worst)
+    # The comparison rounds once, which ``worst`` has room for.
+    of_query, place = block.at_least(last - worst)
     if len(place):
-        raw = block.raw[of_query, place].double().numpy()
-        highest = block.offset[of_query] + block.scale[of_query] * raw
-        highest += block.error(of_query, place)
+        highest = block.scores(of_query, place) + block.error(of_query, place)
         kept = highest >= last[of_query]
         of_query, place = of_query[kept], place[kept]
     return of_query, place

@@ -47,10 +47,11 @@ LEVELS = 127
 
 @dataclass(frozen=True, slots=True)
 class Approximation:
-    """Scores of a block: q·x = offset + scale × raw, give or take ``error``.
+    """Scores of a block: q·x = offset + scale × step × raw, give or take ``error``.
 
     Attributes:
-        raw: (Q, n) float32.
+        raw: (Q, n) float32, or int32 with steps.
+        steps: (n,) s of each row; None where all are 1.
         scale: (Q,) float64, above 0.
         offset: (Q,) float64.
         residuals: (n,) r of each row.
@@ -60,7 +61,8 @@ class Approximation:
         slack: (Q,) what rounding adds.
     """
 
-    raw: Tensor
+    raw: np.ndarray
+    steps: np.ndarray | None
     scale: np.ndarray
     offset: np.ndarray
     residuals: np.ndarray
@@ -68,6 +70,37 @@ class Approximation:
     query_norms: np.ndarray
     query_residuals: np.ndarray
     slack: np.ndarray
+
+    def scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(P,) approximate scores of pairs (query, row of the block)."""
+        raw = self.raw[queries, rows].astype(np.float64)
+        if self.steps is not None:
+            raw *= self.steps[rows]
+        scores: np.ndarray = self.offset[queries] + self.scale[queries] * raw
+        return scores
+
+    def kth(self, k: int) -> np.ndarray:
+        """(Q,) the k-th highest approximate score of each query."""
+        raw = self.raw if self.steps is None else self.raw * self.steps.astype(np.float64)
+        kth: np.ndarray = -np.partition(-raw, k - 1, axis=1)[:, k - 1].astype(np.float64)
+        scores: np.ndarray = self.offset + self.scale * kth
+        return scores
+
+    def at_least(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs (query, row) among which are all whose approximate score is (Q,) ``scores``.
+
+        One comparison of whole numbers a pair, by the steps that let most through; it runs in
+        NumPy, for a part of a block is too little to share among threads.
+        """
+        raw = (scores - self.offset) / self.scale
+        if self.steps is not None:
+            raw = np.where(raw > 0, raw / self.steps.max(), raw / self.steps.min())
+        if self.raw.dtype == np.int32:
+            raw = np.floor(raw).clip(-(2**31), 2**31 - 1)
+        least = raw.astype(self.raw.dtype)
+        found = np.flatnonzero(self.raw >= least[:, None])
+        queries, rows = np.divmod(found, self.raw.shape[1])
+        return queries, rows
 
     def error(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(P,) bounds of pairs (query, row of the block)."""
@@ -93,6 +126,7 @@ class FloatScan:
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self._parts = parts
+        self.row_bytes = 4 * parts[0].shape[1]
         rows = sum(map(len, parts))
         self._norms = np.full(rows, -1, dtype=np.float32)  # -1: not known yet
         dim = parts[0].shape[1]
@@ -114,7 +148,8 @@ class FloatScan:
         if rows is not None:
             block, norms = block[rows], norms[rows]
         return Approximation(
-            raw=torch.from_numpy(self._queries @ block.T),
+            raw=self._queries @ block.T,
+            steps=None,
             scale=np.ones(len(self._queries)),
             offset=np.zeros(len(self._queries)),
             residuals=self._relative * norms,
@@ -145,6 +180,7 @@ class CodeScan:
         centre: np.ndarray,
     ) -> None:
         self._codes, self._steps = codes, steps
+        self.row_bytes = codes.shape[1]
         self._residuals, self._lengths = residuals, lengths
         self._centre = centre.astype(np.float64)
         self._centre_norm = float(np.linalg.norm(self._centre))
@@ -168,10 +204,10 @@ class CodeScan:
         if rows is not None:
             codes, steps = codes[rows], steps[rows]
             residuals, lengths = residuals[rows], lengths[rows]
-        raw = whole_product(self._query_codes, torch.from_numpy(codes))  # (Q, n) int32
         size = self._centre_norm + 2 * float(lengths.max()) + 2 * float(residuals.max())
         return Approximation(
-            raw=raw * torch.from_numpy(steps),
+            raw=whole_product(self._query_codes, torch.from_numpy(codes)).numpy(),
+            steps=steps,
             scale=self._scale,
             offset=self._offset,
             residuals=residuals,

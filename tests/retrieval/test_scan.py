@@ -88,8 +88,8 @@ def test_no_score_is_further_off_than_its_bound(kind: str, dim: int) -> None:
     for scan in (FloatScan([x]), _codes(x, x.mean(axis=0)), _codes(x, 0 * x[0])):
         scan.prepare(queries)
         block = scan.block(0, 300, None)
-        score = block.offset[:, None] + block.scale[:, None] * block.raw.double().numpy()
-        of_query, rows = np.divmod(np.arange(score.size), 300)
+        of_query, rows = np.divmod(np.arange(exact.size), 300)
+        score = block.scores(of_query, rows).reshape(exact.shape)
         bound = block.error(of_query, rows).reshape(score.shape)
         assert (np.abs(score - exact) <= bound).all()
         assert (bound <= block.largest_error()[:, None]).all()
@@ -104,7 +104,7 @@ def test_the_bound_is_reached_by_the_vectors_that_it_is_made_for() -> None:
     residual = x - codes * steps[:, None]
     scan.prepare(residual / np.linalg.norm(residual))
     block = scan.block(0, 1, None)
-    off = np.linalg.norm(residual) - block.scale[0] * float(block.raw[0, 0])
+    off = np.linalg.norm(residual) - block.scores(np.array([0]), np.array([0]))[0]
     assert abs(off) > 0.5 * block.error(np.array([0]), np.array([0]))[0]
 
 
