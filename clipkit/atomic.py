@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
+import io
 import json
 import os
 import re
 import shutil
+import socket
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from clipkit.errors import CheckpointError
 
@@ -32,6 +37,44 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, tree: Any) -> None:
     """JSON, as :func:`write_text` writes."""
     write_text(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+
+
+def create_json(path: Path, tree: Any) -> bool:
+    """JSON under a name that is free: of several processes that do this at once, one wins.
+
+    Returns:
+        Whether it was this one.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            json.dump(tree, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+        sync(aside)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if path.exists():
+                return False
+            aside.replace(path)
+        sync(path.parent)
+        return True
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+# What file systems without hard links answer.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def sync(path: Path) -> None:
@@ -91,3 +134,23 @@ def _is_running(pid: int) -> bool:
     except PermissionError:  # someone else's
         return True
     return True
+
+
+class HashedFile(io.RawIOBase):
+    """A file that is written once from start to end, hashed on the way."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.size, self.hash = file, 0, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._file.write(view)
+        self.hash.update(view)
+        self.size += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        return self.size

@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = ""
         if args.command == "train":
             hint = "; the same command goes on from the last checkpoint"
+        elif args.command == "embed":
+            hint = "; the same command goes on with the parts that are missing"
         elif "out" in args and args.command == "data":
             hint = "; the same command goes on with the shards that are missing"
         return _fail(f"interrupted{hint}", 130)

@@ -268,6 +268,17 @@ class Encoder:
             skipped=skipped,
         )
 
+    @contextmanager
+    def computing(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Has the towers compute in another dtype for a while, weights rounded as they are used;
+        None: that of the weights. Embeddings are float32 always."""
+        before = self.model.compute_dtype
+        self.model.compute_dtype = dtype
+        try:
+            yield
+        finally:
+            self.model.compute_dtype = before
+
     def _embed_pixels(self, pixel_values: Tensor) -> np.ndarray:
         if not len(pixel_values):
             return np.zeros((0, self.embed_dim), dtype=np.float32)

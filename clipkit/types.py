@@ -46,6 +46,29 @@ class Skip:
 
 
 @dataclass(slots=True)
+class Item:
+    """What a sample is called, says and shows, besides its tensors.
+
+    Attributes:
+        origin: where it came from, in the words of an error message.
+        caption: as it is tokenized; None where it has none, or none is asked for.
+        path: the file that holds the image, or the text where there is no image.
+        offset: the byte of that file where the image begins, in a tar; None elsewhere.
+        width: pixels of the upright picture before it is resized; None without one.
+        height: the same.
+        metadata: those of the sample's other fields that are asked for.
+    """
+
+    origin: str
+    caption: str | None
+    path: str
+    offset: int | None
+    width: int | None
+    height: int | None
+    metadata: dict[str, Any]
+
+
+@dataclass(slots=True)
 class Batch:
     """B pairs as tensors, on the CPU, as the loader yields them.
 
@@ -63,6 +86,7 @@ class Batch:
         replaced: how many hold U+FFFD, in place of bytes that are not UTF-8.
         groups: (B, 2) int64, a number for the caption and one for the image file of each row,
             the same for the same content; None where it was not asked for.
+        items: B descriptions, None for a row that is not valid; empty where not asked for.
     """
 
     pixel_values: Tensor
@@ -74,6 +98,7 @@ class Batch:
     truncated: int = 0
     replaced: int = 0
     groups: Tensor | None = None
+    items: list[Item | None] = field(default_factory=list)
 
 
 @dataclass(slots=True)

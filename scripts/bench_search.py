@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import subprocess
@@ -27,13 +26,14 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clipkit.retrieval.approximate import ApproximateIndex, build_approximate
 from clipkit.retrieval.codes import build_codes
 from clipkit.retrieval.index import Index
-from clipkit.retrieval.store import FORMAT, SCHEMA, TABLE, VERSION, EmbeddingStore, sha256
+from clipkit.retrieval.plan import PART_ROWS, Plan
+from clipkit.retrieval.store import EmbeddingStore
+from clipkit.retrieval.writer import PartWriter, write_manifest
+from clipkit.types import Item
 
 K = 10
 Searcher = Callable[[np.ndarray], np.ndarray]
@@ -168,27 +168,26 @@ def generate(folder: Path, rows: int, dim: int, rng: np.random.Generator) -> Emb
     """A store of clustered vectors, images alone."""
     folder.mkdir(parents=True)
     centres = rng.normal(size=(10_000, dim)).astype(np.float32)
-    path = folder / "image_embeds-00000.npy"
-    x = np.lib.format.open_memmap(path, "w+", np.float32, (rows, dim))
-    for begin in range(0, rows, 65_536):
-        end = min(begin + 65_536, rows)
-        noise = rng.standard_normal((end - begin, dim), dtype=np.float32)
-        x[begin:end] = unit(centres[rng.integers(0, len(centres), end - begin)] + 0.7 * noise)
-    x.flush()
-    names = pa.array([str(row) for row in range(rows)])
-    values = [names, pa.nulls(rows, pa.string()), names, pa.array(np.arange(rows))]
-    pq.write_table(pa.table(values, schema=SCHEMA), folder / TABLE)
-    facts = {
-        file.name: {"rows": rows, "bytes": file.stat().st_size, "sha256": sha256(file)}
-        for file in (path, folder / TABLE)
-    }
-    manifest = {
-        "format": FORMAT, "version": VERSION, "rows": rows, "dim": dim, "dtype": "float32",
-        "normalised": True, "model": "none", "weights_sha256": "", "preprocess_sha256": "",
-        "source": {"path": "generated"}, "skipped": {}, "num_truncated": 0, "context_length": 77,
-        "parts": facts,
-    }  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    plan = Plan(
+        model="none", weights_sha256="", preprocess_sha256="", dim=dim, context_length=77,
+        source={"path": "generated"}, source_fingerprint="", rows=rows, images=True, texts=False,
+        max_image_pixels=1, part_rows=PART_ROWS, batch_size=PART_ROWS, dtype="float32",
+        precision="fp32",
+    )  # fmt: skip
+    records = {}
+    for number in range(plan.parts):
+        here = range(number * PART_ROWS, number * PART_ROWS + plan.rows_of(number))
+        noise = rng.standard_normal((len(here), dim), dtype=np.float32)
+        names = [str(row) for row in here]
+        writer = PartWriter(folder, plan, number)
+        writer.add(
+            keys=names,
+            source_rows=here,
+            items=[Item(name, None, "generated", None, None, None, {}) for name in names],
+            image_embeds=unit(centres[rng.integers(0, len(centres), len(here))] + 0.7 * noise),
+        )
+        records[number] = writer.finish()
+    write_manifest(folder, plan, records)
     return EmbeddingStore(folder)
 
 

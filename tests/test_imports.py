@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 # A folder or module, and what of clipkit it may import besides itself.
-LOW = {"errors", "_version", "config", "types", "hub", "atomic"}
+LOW = {"errors", "_version", "config", "types", "hub", "atomic", "lock", "interrupt"}
 TOWERS = {*LOW, "data", "models", "losses"}
 SHOWN = {"inputs", "display"}
 USERS = {*TOWERS, "inputs", "encoder", "display"}
@@ -18,6 +18,8 @@ ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "hub": {"errors"},
     "atomic": {"errors"},
+    "lock": set(),
+    "interrupt": set(),
     "config": {"errors"},
     "data": LOW,
     "models": LOW,

@@ -118,6 +118,7 @@ class DatasetReader:
         self._class_names: dict[str, list[str]] = {}  # of columns of class labels
         self._image, self._captions = self._choose(loaded, datasets)
         self._data = self._plain(loaded, datasets)
+        self._names = self._image_column()
         captions = hashlib.sha256()
         self._rows = self._usable(captions)
         self.shard_sizes = [len(self)]
@@ -159,6 +160,11 @@ class DatasetReader:
     def locate(self, row: int) -> str:
         return f"{self.source.path}, row {self._number(row)}"
 
+    def place(self, row: int) -> tuple[str, int | None]:
+        if self._names is None or not (name := self._names[self._number(row)][self._image]):
+            return self.source.path, None
+        return files.join(self._folder, str(name)), None
+
     def captions(self) -> Iterator[str]:
         if not self._captions:
             yield from [""] * len(self)
@@ -171,13 +177,19 @@ class DatasetReader:
                 yield ""
 
     def image_names(self) -> Iterator[str] | None:
+        column = self._names
+        if column is None:
+            return None
+        return (str(column[self._number(row)][self._image]) for row in range(len(self)))
+
+    def _image_column(self) -> Any:
+        """The column of the images' paths; None where there is none."""
         if self._image is None or "." in self._image:
             return None
         feature = self._data.features[self._image]  # a dictionary where it is a struct
         if getattr(feature, "dtype", None) not in ("string", "large_string"):
             return None
-        column = self._data.select_columns([self._image])
-        return (str(column[self._number(row)][self._image]) for row in range(len(self)))
+        return self._data.select_columns([self._image])
 
     def _number(self, row: int) -> int:
         if not 0 <= row < len(self):

@@ -89,7 +89,9 @@ def walk(folder: str) -> list[str]:
     else:
         names = []
         for root, folders, files in os.walk(folder):
-            folders[:] = [n for n in folders if not _hidden(n) and not _is_store(root, n)]
+            folders[:] = [
+                n for n in folders if not _hidden(n) and not is_store(os.path.join(root, n))
+            ]
             relative = os.path.relpath(root, folder)
             base = "" if relative == "." else relative.replace(os.sep, "/") + "/"
             names += [base + name for name in files]
@@ -276,10 +278,13 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _is_store(root: str, name: str) -> bool:
-    """Whether ``clipkit embed`` wrote this local folder."""
-    try:
-        with open(os.path.join(root, name, "manifest.json"), "rb") as file:
-            return b'"format": "clipkit-embeddings"' in file.read(200)
-    except OSError:
-        return False
+def is_store(folder: str) -> bool:
+    """Whether ``clipkit embed`` wrote this local folder, or is writing it."""
+    for about in ("manifest.json", "plan.json"):
+        try:
+            with open(os.path.join(folder, about), "rb") as file:
+                if b'"format": "clipkit-embeddings' in file.read(200):
+                    return True
+        except OSError:
+            continue
+    return False

@@ -98,6 +98,9 @@ class FolderReader:
     def locate(self, row: int) -> str:
         return files.join(self._folder, self._name(row))
 
+    def place(self, row: int) -> tuple[str, int | None]:
+        return self.locate(row), None
+
     def captions(self) -> Iterator[str]:
         for name in self._names:
             try:

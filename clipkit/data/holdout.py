@@ -42,6 +42,9 @@ class PartReader:
     def locate(self, row: int) -> str:
         return self.whole.locate(int(self.rows[row]))
 
+    def place(self, row: int) -> tuple[str, int | None]:
+        return self.whole.place(int(self.rows[row]))
+
     def captions(self) -> Iterator[str]:
         return self._ours(self.whole.captions())
 

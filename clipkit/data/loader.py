@@ -5,7 +5,9 @@ What a batch holds is a function of (seed, step, rank) alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from clipkit.config.schema import DataConfig, PreprocessConfig
@@ -90,7 +92,8 @@ def build_train_loader(
         groups=groups,
     )
     pieces = TrainPieces(maker, order, batch_size, rank, world_size, config.cache_gb)
-    return _Loader(pieces, start_step, steps, config.workers, start_method)
+    steps_here = range(start_step, max(start_step, steps))
+    return _Loader(pieces, steps_here, config.workers, start_method)
 
 
 def build_order(reader: Reader, config: DataConfig, seed: int) -> Order | MixtureOrder:
@@ -134,6 +137,8 @@ def build_eval_loader(
     world_size: int = 1,
     images: bool = True,
     texts: bool = True,
+    fields: tuple[str, ...] | None = None,
+    batches: Iterable[int] | None = None,
     cache_gb: float = DataConfig.cache_gb,
     start_method: str | None = None,
 ) -> Loader:
@@ -142,6 +147,23 @@ def build_eval_loader(
     Rank r of W takes the rows [len·r//W, len·(r+1)//W), perhaps none; its last batch is
     short. What is not asked for comes empty: ``pixel_values`` (0, 3, S, S) without images,
     ``input_ids`` (0, 0) without texts; a sample need not have it then.
+
+    Args:
+        reader: where the samples come from.
+        preprocess: sizes.
+        tokenizer: for the captions; None where no texts are asked for.
+        batch_size: samples at a time.
+        workers: processes that read and decode.
+        max_image_pixels: larger images are skipped.
+        rank: r.
+        world_size: W.
+        images: whether to load images.
+        texts: whether to load captions.
+        fields: names of metadata, with which ``Batch.items`` are told; None: they are not.
+        batches: the numbers of those that are wanted, asked for some batches ahead; all of
+            them in order, where it is None. ``Batch.step`` tells the number.
+        cache_gb: of remote files.
+        start_method: ``fork`` or ``spawn`` for workers; by the platform where it is None.
 
     Raises:
         DataError: while iterating: a file vanished, or a worker was killed.
@@ -154,45 +176,63 @@ def build_eval_loader(
         max_pixels=max_image_pixels,
         images=images,
         texts=texts,
+        fields=fields,
     )
     first, last = len(reader) * rank // world_size, len(reader) * (rank + 1) // world_size
     pieces = EvalPieces(maker, first, last, batch_size, cache_gb)
-    return _Loader(pieces, 0, pieces.batches, workers, start_method)
+    numbers = range(pieces.batches) if batches is None else batches
+    return _Loader(pieces, numbers, workers, start_method)
 
 
 class _Loader:
     """Joins pieces into batches."""
 
     def __init__(
-        self, pieces: Pieces, first: int, last: int, workers: int, start_method: str | None
+        self, pieces: Pieces, batches: Iterable[int], workers: int, start_method: str | None
     ) -> None:
-        self._pieces, self._first, self._last = pieces, first, max(first, last)
+        self._pieces, self._batches = pieces, batches
+        self._numbers: deque[int] = deque()  # of the batches that are on their way
         per_batch = pieces.per_batch
         self._loader: WorkerLoader[Piece | DataError] = WorkerLoader(
             pieces,
-            range(self._first * per_batch, self._last * per_batch),
+            _PieceNumbers(batches, per_batch, self._numbers),
             workers=workers,
             ahead=_BATCHES_AHEAD * per_batch,
             start_method=start_method,
         )
 
     def __len__(self) -> int:
-        return self._last - self._first
+        assert isinstance(self._batches, Sized)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         pieces: list[Piece] = []
-        step = self._first
+        self._numbers.clear()
         try:
             for piece in self._loader:
                 if isinstance(piece, DataError):
                     raise piece
                 pieces.append(piece)
                 if len(pieces) == self._pieces.per_batch:
-                    yield join(pieces, step, self._pieces.maker)
-                    pieces, step = [], step + 1
+                    yield join(pieces, self._numbers.popleft(), self._pieces.maker)
+                    pieces = []
         finally:
             self.close()
 
     def close(self) -> None:
         """Ends the workers; iterating again starts new ones."""
         self._loader.close()
+
+
+@dataclass
+class _PieceNumbers:
+    """The pieces of batches, as they are asked for; ``asked`` gets each batch's number."""
+
+    batches: Iterable[int]
+    per_batch: int
+    asked: deque[int]
+
+    def __iter__(self) -> Iterator[int]:
+        for number in self.batches:
+            self.asked.append(number)
+            yield from range(number * self.per_batch, (number + 1) * self.per_batch)

@@ -54,6 +54,10 @@ class MixtureReader:
         part, inner = self._find(row)
         return part.locate(inner)
 
+    def place(self, row: int) -> tuple[str, int | None]:
+        part, inner = self._find(row)
+        return part.place(inner)
+
     def captions(self) -> Iterator[str]:
         for part in self.parts:
             yield from part.captions()

@@ -8,7 +8,6 @@ same bytes, however often it was interrupted.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -19,12 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from PIL import Image
 from torch.utils.data import Dataset
 
-from clipkit.atomic import sync, write_json
+from clipkit.atomic import HashedFile, sync, write_json
 from clipkit.config.schema import SourceConfig
 from clipkit.data import files
 from clipkit.data.check import image_kind, usable
@@ -260,26 +259,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-class _Hashed(io.RawIOBase):
-    """A file that is written once from start to end, hashed on the way."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.size, self.hash = file, 0, hashlib.sha256()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._file.write(view)
-        self.hash.update(view)
-        self.size += len(view)
-        return len(view)
-
-    def tell(self) -> int:
-        return self.size
-
-
 def _write_shard(path: Path, format: str, items: Iterable[_Sample | Skip]) -> dict[str, Any]:
     """Writes a shard aside and renames it; returns what the manifest says of it."""
     aside = path.with_name(f".{path.name}.tmp")
@@ -297,7 +276,7 @@ def _write_shard(path: Path, format: str, items: Iterable[_Sample | Skip]) -> di
 
     try:
         with aside.open("wb") as file:
-            hashed = _Hashed(file)
+            hashed = HashedFile(file)
             (_write_tar if format == "webdataset" else _write_parquet)(hashed, kept())
             file.flush()
             os.fsync(file.fileno())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,12 +22,12 @@ from clipkit.data.ahead import ReadAhead
 from clipkit.data.decode import decode_for_training, decode_image
 from clipkit.data.mixture_order import MixtureOrder
 from clipkit.data.order import Order
-from clipkit.data.reader import Reader, SampleError
+from clipkit.data.reader import Reader, SampleError, field_of
 from clipkit.data.remote import use_cache
 from clipkit.data.rng import Purpose, uniforms
 from clipkit.data.transforms import eval_transform, smallest_decoded_edge, train_transform
 from clipkit.errors import DataError
-from clipkit.types import Batch, Pair, Skip
+from clipkit.types import Batch, Item, Pair, Skip
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,6 +48,7 @@ class Piece:
     truncated: int
     replaced: int = 0
     groups: list[tuple[int, int]] | None = None
+    items: list[Item | None] = field(default_factory=list)
 
 
 @dataclass
@@ -63,6 +64,7 @@ class PieceMaker:
     images: bool = True
     texts: bool = True
     groups: bool = False  # whether to tell equal captions and images
+    fields: tuple[str, ...] | None = None  # of the metadata, to describe items with; None: none are
 
     def make(
         self, rows: np.ndarray, positions: np.ndarray, pairs: list[Future[Pair]] | None = None
@@ -74,9 +76,11 @@ class PieceMaker:
         piece = Piece(pixels, None, [], [], [], 0, groups=[] if self.groups else None)
         for i, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
             pair: Pair | None = None
+            item: Item | None = None
             try:
                 pair = self.reader[row] if pairs is None else pairs[i].result()
-                caption, image = self._use(pair, position)
+                caption, image, size_here = self._use(pair, position)
+                item = self._describe(row, pair, caption, size_here)
             except SampleError as error:
                 caption, image = "", None
                 origin = self.reader.locate(row) if pair is None else pair.origin
@@ -84,6 +88,8 @@ class PieceMaker:
                 piece.valid.append(False)
             else:
                 piece.valid.append(True)
+            if self.fields is not None:
+                piece.items.append(item)
             piece.keys.append("" if pair is None else pair.key)
             captions.append(caption)
             if piece.groups is not None:
@@ -109,8 +115,19 @@ class PieceMaker:
         draw = uniforms(self.seed, Purpose.CAPTION, position, size=1)[0]
         return [pair.caption, *pair.others][int(draw * (1 + len(pair.others)))]
 
-    def _use(self, pair: Pair, position: int) -> tuple[str, Tensor | None]:
-        """The clean caption and the (3, S, S) uint8 pixels of a pair.
+    def _describe(
+        self, row: int, pair: Pair, caption: str, size: tuple[int, int] | None
+    ) -> Item | None:
+        if self.fields is None:
+            return None
+        path, offset = self.reader.place(row)
+        width, height = size or (None, None)
+        metadata = {name: field_of(pair.metadata, name) for name in self.fields}
+        return Item(pair.origin, caption or None, path, offset, width, height, metadata)
+
+    def _use(self, pair: Pair, position: int) -> tuple[str, Tensor | None, tuple[int, int] | None]:
+        """The clean caption of a pair, its (3, S, S) uint8 pixels, and the (width, height) of
+        the picture they are of.
 
         Raises:
             SampleError: it cannot be used.
@@ -121,16 +138,16 @@ class PieceMaker:
         if caption is None:
             raise SampleError("empty caption")
         if not self.images:
-            return caption, None
+            return caption, None, None
         if pair.image is None:
             raise SampleError("no image")
         if self.augment is None:
             image = decode_image(pair.image, max_pixels=self.max_pixels)
-            return caption, eval_transform(image, self.preprocess)
+            return caption, eval_transform(image, self.preprocess), image.size
         at_least = smallest_decoded_edge(self.preprocess, self.augment)
         decoded = decode_for_training(pair.image, max_pixels=self.max_pixels, at_least=at_least)
         pixels = train_transform(decoded, self.preprocess, self.augment, self.seed, position)
-        return caption, pixels
+        return caption, pixels, None
 
 
 def _number(content: bytes) -> int:
@@ -228,6 +245,7 @@ def join(pieces: list[Piece], step: int, maker: PieceMaker) -> Batch:
         truncated=sum(piece.truncated for piece in pieces),
         replaced=sum(piece.replaced for piece in pieces),
         groups=_join_groups(pieces),
+        items=[item for piece in pieces for item in piece.items],
     )
 
 

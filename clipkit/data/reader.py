@@ -96,6 +96,15 @@ class Reader(Protocol):
         """Where a row is, in the words of an error message."""
         ...
 
+    def place(self, row: int) -> tuple[str, int | None]:
+        """The file that holds a row's image, or its text where there is no image; and the byte
+        where the image begins, in a tar.
+
+        Raises:
+            SampleError: there is no such sample.
+        """
+        ...
+
     def captions(self) -> Iterator[str]:
         """All captions in row order, without reading images; empty where there is none."""
         ...

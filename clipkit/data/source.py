@@ -7,10 +7,11 @@ import re
 from collections import Counter
 
 from clipkit.config.schema import FilterConfig, SourceConfig
-from clipkit.data import files
+from clipkit.data import files, lines
 from clipkit.data.arrow import is_saved_dataset, open_dataset, open_parquet
 from clipkit.data.filters import keep_wanted
 from clipkit.data.folder import METADATA_FILES, FolderReader, beside, extension
+from clipkit.data.lines import LineReader
 from clipkit.data.reader import IMAGE_EXTENSIONS, NONE, Reader
 from clipkit.data.table import EXTENSIONS as TABLE_EXTENSIONS
 from clipkit.data.table import TableReader
@@ -19,7 +20,7 @@ from clipkit.errors import DataError
 
 _UNDERSTOOD = (
     "WebDataset tars (.tar), Parquet (.parquet), tables (.csv, .tsv, .jsonl, .json), a folder of "
-    "images, or a datasets folder or hf://datasets/owner/name"
+    "images, a datasets folder or hf://datasets/owner/name, or texts alone, one a line (.txt)"
 )
 _SPLITS = re.compile(r"(train|training|valid|validation|val|dev|test|held-?out)(?![a-z])", re.I)
 _HUB_DATASET = re.compile(r"hf://datasets/[^/]+/[^/*?{\[]+/?")
@@ -81,6 +82,8 @@ def _open_files(source: SourceConfig, paths: list[str], progress: bool, estimate
         return TarReader(source, paths, progress=progress, estimate=estimate)
     if wanted == "parquet":
         return open_parquet(source, paths, progress=progress)
+    if wanted == "lines":
+        return LineReader(source, paths, progress=progress)
     if wanted == "table":
         return TableReader(source, paths, progress=progress)
     if source.caption != NONE:
@@ -133,6 +136,8 @@ def _format_of(path: str) -> str | None:
         return "parquet"
     if name in TABLE_EXTENSIONS:
         return "table"
+    if name == lines.EXTENSION:
+        return "lines"
     return "folder" if name in IMAGE_EXTENSIONS else None
 
 

@@ -101,6 +101,12 @@ class TableReader:
         image = reader.field_of(record, self._image) if self._image else None
         return f"{self._paths[number]}, {image if image is not None else f'row {row}'}"
 
+    def place(self, row: int) -> tuple[str, int | None]:
+        number, record = self._record(row)
+        image = reader.field_of(record, self._image) if self._image else None
+        table = self._paths[number]
+        return (table if image is None else files.join(files.parent(table), str(image))), None
+
     def captions(self) -> Iterator[str]:
         for _, captions, _ in self.records():
             yield captions[0] if captions else ""

@@ -179,6 +179,11 @@ class TarReader:
             return f"{self._paths[number]}, sample number {i}"
         return f"{self._paths[number]}, sample {unpack_text(*shard.keys, int(shard.names[i]))}"
 
+    def place(self, row: int) -> tuple[str, int | None]:
+        number, i, shard = self._find(row)
+        offset = int(shard.image[0][i])
+        return self._paths[number], None if offset < 0 else offset
+
     def captions(self) -> Iterator[str]:
         of_fields = any(wanted.field for wanted in self._captions)
         for number, path in enumerate(self._paths):

@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -32,7 +32,7 @@ class WorkerLoader(Generic[T]):
 
     Args:
         dataset: picklable where workers are spawned.
-        indices: what to ask it for.
+        indices: what to ask it for, in this process, ``ahead`` of what is given out.
         workers: processes; 0 makes the items here.
         ahead: items that are in the making or waiting, about.
         start_method: ``fork`` or ``spawn``; None takes CLIPKIT_START_METHOD, or else fork on
@@ -42,7 +42,7 @@ class WorkerLoader(Generic[T]):
     def __init__(
         self,
         dataset: Dataset[T],
-        indices: range,
+        indices: Iterable[int],
         *,
         workers: int,
         ahead: int,

@@ -12,38 +12,83 @@ _NO_CAPTION = ("no caption", "empty caption")  # reasons to leave a sample out
 def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``clipkit embed``."""
     parser.add_argument("model", help="a run, or a model's folder or hub name")
-    parser.add_argument("source", help="images, with captions or without: a folder, file, glob…")
-    parser.add_argument("out", help="the folder to write the embeddings to")
+    parser.add_argument("source", help="images, with captions or without, or texts: see docs/store")
+    parser.add_argument("out", help="the folder of the store; run again, it is gone on with")
     parser.add_argument(
         "--caption", metavar="FIELD", help="the field with the captions; none: images only"
     )
-    parser.add_argument("--batch-size", type=positive, default=256, metavar="N")
+    parser.add_argument("--image", metavar="FIELD", help="the field with the images")
+    parser.add_argument("--only", choices=("images", "texts"), help="embed these alone")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="samples at a time (256)")
+    parser.add_argument(
+        "--part-rows", type=positive, metavar="N", help="samples a part: what one rank does at once"
+    )
+    parser.add_argument("--dtype", choices=("float32", "float16"), help="of the stored arrays")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="to compute in; auto: bf16 where it is faster and the vectors stay what they are",
+    )
+    parser.add_argument(
+        "--columns", metavar="A,B", help="fields of the samples to keep; none: none of them"
+    )
     parser.add_argument("--workers", type=count, metavar="N", help="processes that read images")
-    parser.add_argument("--overwrite", action="store_true", help="replace a store that is there")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="remove a store that is there first"
+    )
     parser.set_defaults(run=run_embed)
 
 
 def run_embed(args: argparse.Namespace) -> int:
-    """Writes a store, and says what is in it."""
+    """Writes a store, or what is missing of it, and says what is in it."""
+    import os
+    from pathlib import Path
+
     from clipkit.config.schema import SourceConfig
     from clipkit.display.console import default_workers, plain_warnings, remark, remark_cut
     from clipkit.retrieval.embed import embed
 
+    was_there = not args.overwrite and (Path(args.out).expanduser() / "manifest.json").exists()
+    workers = args.workers
+    if workers is None:
+        workers = max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     with plain_warnings():
         store = embed(
             args.model,
-            SourceConfig(path=args.source, caption=args.caption),
+            SourceConfig(path=args.source, image=args.image, caption=args.caption),
             args.out,
+            images=args.only != "texts",
+            texts=args.only != "images",
             batch_size=args.batch_size,
-            workers=default_workers() if args.workers is None else args.workers,
+            part_rows=args.part_rows,
+            dtype=args.dtype,
+            precision=args.precision,
+            columns=None if args.columns is None else _names(args.columns),
+            workers=workers,
             overwrite=args.overwrite,
         )
-    for reason, number in store.manifest["skipped"].items():
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # the first rank tells
+    if was_there:
+        remark(f"{args.out}: it was complete already")
+    manifest = store.manifest
+    for reason, number in manifest["skipped"].items():
         remedy = "; --caption none embeds all images" if reason in _NO_CAPTION else ""
         remark(f"{args.source}: left out {number:,} × {reason}{remedy}")
-    remark_cut(store.manifest["num_truncated"], len(store), store.manifest["context_length"])
-    if args.caption is None and not store.text_embeds:
+    for name, number in manifest["unfit"].items():
+        remark(f"column {name}: {number:,} values are no {manifest['columns'][name]}, and null")
+    remark_cut(manifest["num_truncated"], len(store), manifest["context_length"])
+    if args.caption is None and args.only is None and not store.text_embeds:
         remark(f"{args.source}: no captions are there, so the store is of images only")
-    kinds = "images and captions" if store.text_embeds else "images"
+    kinds = " and ".join(
+        name
+        for name, parts in (("images", store.image_embeds), ("captions", store.text_embeds))
+        if parts
+    )
     print(f"{args.out}: {kinds} of {len(store):,} samples, {store.dim} numbers each")
     return 0
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,26 +1,45 @@
-"""A model + a source of images and captions → a store of embeddings."""
+"""A model + a source of images and captions → a store of embeddings, part by part.
+
+Several processes share the work by sharing the folder: each makes whole parts, a process that
+dies costs the part at hand, and the same command run again makes what is missing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from itertools import islice
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
+from clipkit.atomic import create_json
 from clipkit.config.schema import SourceConfig
-from clipkit.data import Reader, build_eval_loader, files, open_source
-from clipkit.data.folder import FolderReader, extension
+from clipkit.data import Reader, build_eval_loader, files
 from clipkit.data.reader import NONE
-from clipkit.data.table import EXTENSIONS as TABLE_EXTENSIONS
-from clipkit.data.tokenize import clean_caption
-from clipkit.display.console import progress_bar
+from clipkit.display.console import progress_bar, remark
 from clipkit.encoder import Encoder, load
-from clipkit.errors import ConfigError, DataError
+from clipkit.errors import CheckpointError, ConfigError, DataError, Preempted
 from clipkit.inputs import MAX_IMAGE_PIXELS
-from clipkit.retrieval.store import EmbeddingStore
-from clipkit.retrieval.writer import StoreWriter
+from clipkit.interrupt import Stop, stop_signals
+from clipkit.retrieval.columns import find_columns
+from clipkit.retrieval.parts import MANIFEST, Parts, someone_at_work
+from clipkit.retrieval.plan import PLAN, Plan, choose_part_rows, read_plan, refuse_difference
+from clipkit.retrieval.precision import DTYPES, Precision, choose_precision
+from clipkit.retrieval.sources import open_wanted
+from clipkit.retrieval.store import EmbeddingStore, encoder_hashes
+from clipkit.retrieval.writer import PartWriter, plain_errors, write_manifest
+
+BATCH_SIZE = 256
+_POLL = 0.5  # seconds between two looks at what others have done
+_AGAIN = "run the same command again, and it goes on with the parts that are missing"
 
 
 def embed(
@@ -30,7 +49,11 @@ def embed(
     *,
     images: bool = True,
     texts: bool = True,
-    batch_size: int = 256,
+    batch_size: int | None = None,
+    part_rows: int | None = None,
+    dtype: Literal["float32", "float16"] | None = None,
+    precision: Precision = "auto",
+    columns: Sequence[str] | None = None,
     workers: int = 0,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     overwrite: bool = False,
@@ -38,8 +61,12 @@ def embed(
 ) -> EmbeddingStore:
     """Embeds a source into a store; row i of the store is the i-th sample that can be used.
 
-    A folder of photographs without any captions gives a store of images. Where captions are
-    meant and cannot be read, nothing is embedded.
+    A folder of photographs without any captions gives a store of images, a text file one of
+    texts. Where captions are meant and cannot be read, nothing is embedded.
+
+    A store that was begun is gone on with. Under torchrun, or with RANK and WORLD_SIZE set, each
+    process begins with its share of the parts, and helps the others then; so do processes that
+    are started one by one, on any machines that see the folder. All return the finished store.
 
     Args:
         model: a run, a model's folder or hub name, or a model that ``clipkit.load`` gave.
@@ -47,104 +74,306 @@ def embed(
         out: the store's folder.
         images: whether to embed images.
         texts: whether to embed captions, where there are any.
-        batch_size: samples at a time.
+        batch_size: samples at a time; 256.
+        part_rows: samples a part, rounded up to whole batches; 16,384, or an eighth of a small
+            source.
+        dtype: of the stored arrays; float32.
+        precision: what the towers compute in; see ``choose_precision``.
+        columns: fields of the samples that get a column in the table, ``none`` for none of them;
+            without it all that hold plain values.
         workers: processes that read and decode.
         max_image_pixels: larger images are skipped.
-        overwrite: whether a store that is there may be replaced.
+        overwrite: whether a store that is there may be removed first.
         progress: whether to show a progress bar.
 
     Raises:
         DataError: nothing is there, or nothing can be used.
-        CheckpointError: the model cannot be loaded, or ``out`` may not be written.
+        CheckpointError: the model cannot be loaded, ``out`` may not be written, or a store there
+            was begun otherwise.
+        ConfigError: the options do not go together.
+        Preempted: a signal asked this process to stop.
     """
     if not (images or texts):
         raise ConfigError("embed: neither images nor texts are asked for; ask for one")
-    encoder = model if isinstance(model, Encoder) else load(model)
+    rank, world_size = _share()
+    if overwrite and world_size > 1:
+        raise ConfigError(
+            "--overwrite: several ranks cannot each remove the store; remove the folder first"
+        )
+    folder = Path(os.path.realpath(Path(out).expanduser()))
+    _refuse_foreign(folder, overwrite)
+    encoder = model if isinstance(model, Encoder) else load(model, device=_device())
     source = SourceConfig(path=source) if isinstance(source, str) else source
-    with StoreWriter(out, encoder, overwrite=overwrite) as writer:
-        reader = _open(source, images=images, texts=texts, progress=progress)
-        texts = texts and reader.source.caption != NONE
-        loader = build_eval_loader(
-            reader,
-            encoder.preprocess,
-            encoder.tokenizer,
-            batch_size=batch_size,
-            workers=workers,
-            max_image_pixels=max_image_pixels,
-            images=images,
-            texts=texts,
-        )
-        skipped: Counter[str] = Counter(reader.dropped)
-        captions = reader.captions()  # in row order, as the batches are
-        first = ""
-        start = num_truncated = 0
-        with progress_bar("embed", len(reader), "sample", show=progress) as bar:
-            for batch, image_embeds, text_embeds in encoder.encode_batches(
-                loader, images=images, texts=texts
-            ):
-                valid = np.flatnonzero(batch.valid.numpy()).tolist()
-                told = list(islice(captions, len(batch.keys)))
-                rows = [start + i for i in valid]
-                writer.add(
-                    keys=[batch.keys[i] for i in valid],
-                    captions=[clean_caption(told[i]) for i in valid],
-                    origins=[reader.locate(row) for row in rows],
-                    source_rows=rows,
-                    image_embeds=image_embeds,
-                    text_embeds=text_embeds,
-                )
-                for skip in batch.skipped:
-                    first = first or f"{skip.origin}: {skip.reason}"
-                    skipped[skip.reason] += 1
-                num_truncated += batch.truncated
-                start += len(batch.keys)
-                bar.update(len(batch.keys))
-        if not writer.rows:
-            raise DataError(
-                f"{source.path}: none of {len(reader)} samples can be used (the first: {first})"
-            )
-        return writer.finish(
-            dataclasses.replace(reader.source, path=_absolute(source.path)),
-            fingerprint=reader.fingerprint,
-            skipped=skipped,
-            num_truncated=num_truncated,
-        )
-
-
-def _open(source: SourceConfig, *, images: bool, texts: bool, progress: bool) -> Reader:
-    """The source's reader, which is asked for no more than is wanted."""
-    if not texts:
-        source = dataclasses.replace(source, caption=NONE)
-    if not images:
-        source = dataclasses.replace(source, image="none")
-    try:
-        return open_source(source, progress=progress)
-    except DataError as error:
-        # Perhaps it has images and no captions, and its owner did not say so.
-        if source.caption is not None or not images:
-            raise
+    show = progress and rank == 0
+    reader = open_wanted(source, images=images, texts=texts, progress=show)
+    images, texts = images and reader.source.image != NONE, texts and reader.source.caption != NONE
+    wanted: dict[str, Any] = {
+        **encoder_hashes(encoder),
+        "source_fingerprint": reader.fingerprint,
+        "rows": len(reader),
+        "source.image": reader.source.image,
+        "source.caption": reader.source.caption,
+        "images": images,
+        "texts": texts,
+        "max_image_pixels": max_image_pixels,
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "precision": None if precision == "auto" else precision,
+    }
+    with plain_errors(folder):
+        if overwrite:
+            _remove(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    plan = read_plan(folder)
+    if plan is None:
+        plan = _plan(encoder, reader, wanted, precision, columns, part_rows)
+        if not create_json(folder / PLAN, plan.as_json()):
+            plan = read_plan(folder)
+            assert plan is not None
+        elif show:
+            _tell(reader, plan)
+    if columns is not None:
+        wanted["columns"] = find_columns(reader, columns)
+    if part_rows is not None:
+        wanted["part_rows"] = choose_part_rows(len(reader), plan.batch_size, part_rows)
+    refuse_difference(folder, plan, wanted)
+    if not (folder / MANIFEST).exists():
+        parts = Parts(folder, plan, rank=rank, world_size=world_size)
         try:
-            alone = open_source(dataclasses.replace(source, caption=NONE), progress=progress)
-        except DataError:
-            raise error from None
-        if _has_only_images(alone):
-            return alone
-        hint = (
-            "Name the captions' field with --caption FIELD, or embed the images alone with "
-            "--caption none."
+            with plain_errors(folder), stop_signals() as stop:
+                _Work(folder, plan, parts, encoder, reader, workers, show, stop).run()
+            _finish(folder, plan, parts, encoder, alone=world_size == 1)
+        except (CheckpointError, OSError):
+            # Whoever finished the store removed what was written aside, ours with it.
+            if not parts.is_finished():
+                raise
+        finally:
+            parts.release()
+    return EmbeddingStore(folder)
+
+
+class _Work:
+    """Makes parts until all are done, by this process or by others."""
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        parts: Parts,
+        encoder: Encoder,
+        reader: Reader,
+        workers: int,
+        show: bool,
+        stop: Stop,
+    ) -> None:
+        self._folder, self._plan, self._parts = folder, plan, parts
+        self._encoder, self._reader, self._workers = encoder, reader, workers
+        self._show, self._stop = show, stop
+
+    def run(self) -> None:
+        """Returns when all parts are done.
+
+        Raises:
+            Preempted: a signal asked to stop.
+        """
+        parts = self._parts
+        with progress_bar("embed", self._plan.rows, "sample", show=self._show) as bar:
+            parts.look()
+            while not (parts.complete or parts.is_finished()):
+                free = parts.take()
+                first = next(free, None)
+                if first is None:
+                    self._end_if_asked()
+                    time.sleep(_POLL)
+                else:
+                    self._make(chain([first], free), bar)
+                parts.look()
+                _advance(bar, parts.rows_done)
+            _advance(bar, self._plan.rows)
+
+    def _make(self, numbers: Iterator[int], bar: tqdm[Any]) -> None:
+        plan = self._plan
+        loader = build_eval_loader(
+            self._reader,
+            self._encoder.preprocess,
+            self._encoder.tokenizer,
+            batch_size=plan.batch_size,
+            workers=self._workers,
+            max_image_pixels=plan.max_image_pixels,
+            images=plan.images,
+            texts=plan.texts,
+            fields=tuple(plan.columns),
+            batches=(batch for number in numbers for batch in plan.batches(number)),
         )
-        raise DataError(f"{error} {hint}") from error
+        writer: PartWriter | None = None
+        try:
+            with self._encoder.computing(DTYPES[plan.precision]):
+                for batch, image_embeds, text_embeds in self._encoder.encode_batches(
+                    loader, images=plan.images, texts=plan.texts
+                ):
+                    number = batch.step * plan.batch_size // plan.part_rows
+                    writer = writer or PartWriter(self._folder, plan, number)
+                    valid = np.flatnonzero(batch.valid.numpy()).tolist()
+                    start = batch.step * plan.batch_size
+                    writer.add(
+                        keys=[batch.keys[i] for i in valid],
+                        source_rows=[start + i for i in valid],
+                        items=[item for item in batch.items if item is not None],
+                        image_embeds=image_embeds,
+                        text_embeds=text_embeds,
+                        skipped=batch.skipped,
+                        truncated=batch.truncated,
+                    )
+                    bar.update(len(batch.keys))
+                    if batch.step == plan.batches(number)[-1]:
+                        self._parts.done(number, writer.finish())
+                        writer = None
+                    self._end_if_asked()
+        finally:
+            loader.close()
+
+    def _end_if_asked(self) -> None:
+        if self._stop.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._stop.signal:
+            name = signal.Signals(self._stop.signal).name
+            raise Preempted(
+                f"{self._folder}: stopped by {name}, {len(self._parts.records)} of "
+                f"{self._plan.parts} parts are done; {_AGAIN}"
+            )
 
 
-def _has_only_images(reader: Reader) -> bool:
-    """Whether these are plain image files without a table that may be their captions."""
+def _finish(folder: Path, plan: Plan, parts: Parts, encoder: Encoder, *, alone: bool) -> None:
+    if parts.is_finished():
+        return
+    hashes = {"weights_sha256": plan.weights_sha256, "preprocess_sha256": plan.preprocess_sha256}
+    if encoder_hashes(encoder) != hashes:
+        raise CheckpointError(
+            f"{encoder.folder}: the model there has changed since it was loaded, so the store "
+            "would name the wrong one; embed again into another folder"
+        )
+    records = parts.records
+    if not any(record["rows"] for record in records.values()):
+        first = next((record["example"] for _, record in sorted(records.items())), None)
+        if alone:
+            shutil.rmtree(folder, ignore_errors=True)  # nothing is lost, and it can be made anew
+        raise DataError(
+            f"{plan.source['path']}: none of {plan.rows} samples can be used (the first: {first})"
+        )
+    write_manifest(folder, plan, records)
+
+
+def _plan(
+    encoder: Encoder,
+    reader: Reader,
+    wanted: dict[str, Any],
+    precision: Precision,
+    columns: Sequence[str] | None,
+    part_rows: int | None,
+) -> Plan:
+    """What a store that nobody has begun is to be."""
+    batch_size = wanted["batch_size"] or BATCH_SIZE
+    chosen, cosines = choose_precision(
+        encoder,
+        reader,
+        precision,
+        images=wanted["images"],
+        texts=wanted["texts"],
+        max_image_pixels=wanted["max_image_pixels"],
+    )
     path = reader.source.path
-    return isinstance(reader, FolderReader) and not (
-        files.kind(path) == "folder"
-        and any(extension(name) in TABLE_EXTENSIONS for name in files.walk(path))
+    # As seen from anywhere, for showing the images again.
+    path = path if "://" in path else str(Path(path).expanduser().absolute())
+    return Plan(
+        model=encoder.name,
+        weights_sha256=wanted["weights_sha256"],
+        preprocess_sha256=wanted["preprocess_sha256"],
+        dim=encoder.embed_dim,
+        context_length=encoder.preprocess.context_length,
+        source=dataclasses.asdict(dataclasses.replace(reader.source, path=path)),
+        source_fingerprint=reader.fingerprint,
+        rows=len(reader),
+        images=wanted["images"],
+        texts=wanted["texts"],
+        max_image_pixels=wanted["max_image_pixels"],
+        part_rows=choose_part_rows(len(reader), batch_size, part_rows),
+        batch_size=batch_size,
+        dtype=wanted["dtype"] or "float32",
+        precision=chosen,
+        cosines=cosines,
+        columns=find_columns(reader, columns),
+        dropped=dict(reader.dropped),
     )
 
 
-def _absolute(path: str) -> str:
-    """The path as seen from anywhere, for showing the images again."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+def _tell(reader: Reader, plan: Plan) -> None:
+    """What the user should know before the work begins."""
+    for damage in reader.damage:
+        remark(damage)
+    if plan.cosines:
+        measured = ", ".join(f"{value:.5f} of {what}s" for what, value in plan.cosines.items())
+        remark(f"computing in {plan.precision}; least cosine of bf16 to float32: {measured}")
+
+
+def _share() -> tuple[int, int]:
+    """Rank and world size as a launcher has set them; 0 and 1 without one.
+
+    Raises:
+        ConfigError: they make no sense.
+    """
+    told = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    try:
+        rank, world_size = map(int, told)
+    except ValueError:
+        rank, world_size = -1, -1
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"RANK {told[0]} of WORLD_SIZE {told[1]}: ranks count from 0")
+    return rank, world_size
+
+
+def _device() -> str | None:
+    """Each rank of a machine has a GPU of its own, as far as there are some."""
+    if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return None
+
+
+def _refuse_foreign(folder: Path, overwrite: bool) -> None:
+    """Refuses to write into what is no store, or one that may not be replaced.
+
+    Raises:
+        CheckpointError: says what is there.
+    """
+    if not folder.exists():
+        return
+    if folder.is_dir() and all(name.startswith(".") for name in os.listdir(folder)):
+        return  # what was written aside by one who died, at most
+    if not files.is_store(str(folder)):
+        raise CheckpointError(
+            f"{folder}: it is there and is no store of embeddings; name another folder"
+        )
+    if overwrite:
+        owner = someone_at_work(folder)
+        if owner is not None:
+            raise CheckpointError(
+                f"{folder}: {owner} embeds into this folder; wait for it, or end it"
+            )
+    elif read_plan(folder) is None:
+        raise CheckpointError(
+            f"{folder}: this store was made by another clipkit; give --overwrite to replace it, or "
+            "another name"
+        )
+
+
+def _remove(folder: Path) -> None:
+    """Renamed before, so that no half of a store is seen under its name."""
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        folder.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _advance(bar: tqdm[Any], to: int) -> None:
+    """Own batches count as they are done, the parts of others when they are."""
+    if to > bar.n:
+        bar.update(to - bar.n)

@@ -1,11 +1,12 @@
 """Embeddings ↔ a folder that NumPy and any Parquet reader understand without clipkit.
 
     manifest.json            what is here, of which model, with sizes and hashes; written last
-    items.parquet            a row an item: key, caption, origin, source_row
-    image_embeds-00000.npy   (rows, D) float32, unit length; the parts lie end to end
+    items-00000.parquet      a row an item: key, caption, where it came from, the source's fields
+    image_embeds-00000.npy   (rows, D) float32 or float16, unit length
     text_embeds-00000.npy    the same, where captions were embedded
+    plan.json                how the store was made, and is gone on with
 
-A store is written aside and renamed, so a folder with this name is a whole one.
+Parts lie end to end, in the order of the source; docs/store.md has all of it.
 """
 
 from __future__ import annotations
@@ -25,22 +26,18 @@ import pyarrow.parquet as pq
 from clipkit.config.load import source_from_dict
 from clipkit.config.schema import SourceConfig
 from clipkit.errors import CheckpointError, ConfigError
+from clipkit.retrieval.columns import TYPES, table_schema
+from clipkit.retrieval.parts import Parts
+from clipkit.retrieval.plan import VERSION, read_plan
 
 if TYPE_CHECKING:
     from clipkit.encoder import Encoder
     from clipkit.retrieval.search import Kind, StoreIndex
 
-FORMAT, VERSION = "clipkit-embeddings", 1
-TABLE = "items.parquet"
+FORMAT = "clipkit-embeddings"
+TABLE = "items-"
 VERIFIED_BYTES = 256 * 2**20  # up to this size a store is hashed when opened: tenths of a second
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("caption", pa.string()),
-        ("origin", pa.string()),  # where the item came from, for people
-        ("source_row", pa.int64()),  # its row in the source, for showing it again
-    ]
-)
+_DTYPES = ("float32", "float16")
 
 
 class EmbeddingStore:
@@ -56,7 +53,8 @@ class EmbeddingStore:
     Attributes:
         folder: where it is.
         manifest: what ``manifest.json`` says.
-        image_embeds: (rows, D) float32 parts, end to end; none where no images were embedded.
+        image_embeds: (rows, D) parts, end to end, float32 or float16 as ``manifest["dtype"]``
+            says; none where no images were embedded.
         text_embeds: the same of captions.
     """
 
@@ -93,30 +91,68 @@ class EmbeddingStore:
 
     @cached_property
     def table(self) -> pa.Table:
-        """The items, one a row: key, caption, origin, source_row."""
-        try:
-            # Opened by us: pyarrow takes no path that is not UTF-8.
-            with (self.folder / TABLE).open("rb") as file:
-                table = pq.read_table(file)
-        except (OSError, pa.ArrowException) as error:
-            raise CheckpointError(
-                f"{self.folder / TABLE}: cannot be read; embed again into another folder"
-            ) from error
-        if not table.schema.equals(SCHEMA):
-            raise CheckpointError(
-                f"{self.folder / TABLE}: its columns are {', '.join(table.column_names)}, not "
-                f"{', '.join(SCHEMA.names)} as this clipkit writes them; embed again"
-            )
-        if table.num_rows != len(self):
-            raise CheckpointError(
-                f"{self.folder / TABLE}: {table.num_rows} rows, where the manifest says "
-                f"{len(self)}; embed again into another folder"
-            )
-        return table
+        """The items, one a row: key, caption, origin, source_row, path, offset, width, height,
+        and the source's fields. All of it is in memory then; see ``items``."""
+        return pa.concat_tables([self._read(i) for i in range(len(self._tables))])
 
     def items(self, rows: Sequence[int] | np.ndarray) -> pa.Table:
-        """The items of some rows, in that order."""
-        return self.table.take(pa.array(rows, pa.int64()))
+        """The items of some rows, in that order; no more is read of the table than they need.
+
+        Raises:
+            IndexError: there is no such row.
+            CheckpointError: the table cannot be read.
+        """
+        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {len(self)}")
+        distinct, place = np.unique(wanted, return_inverse=True)
+        file = np.searchsorted(self._ends, distinct, side="right")
+        pieces = []
+        for number in np.unique(file).tolist():
+            start = int(self._ends[number - 1]) if number else 0
+            pieces.append(self._read(number, distinct[file == number] - start))
+        if not pieces:
+            return self.schema.empty_table()
+        return pa.concat_tables(pieces).take(pa.array(place, pa.int64()))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the table."""
+        return table_schema(self.manifest["columns"])
+
+    @cached_property
+    def _tables(self) -> list[tuple[str, int]]:
+        """Names and rows of the table's files."""
+        parts = self.manifest["parts"].items()
+        return [(name, facts["rows"]) for name, facts in parts if name.startswith(TABLE)]
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([rows for _, rows in self._tables], dtype=np.int64)
+
+    def _read(self, number: int, rows: np.ndarray | None = None) -> pa.Table:
+        """One file of the table: all of it, or some of its rows, which ascend."""
+        name, length = self._tables[number]
+        path = self.folder / name
+        try:
+            # Opened by us: pyarrow takes no path that is not UTF-8.
+            with path.open("rb") as handle, pq.ParquetFile(handle) as file:
+                schema, there = file.schema_arrow, file.metadata.num_rows
+                if schema.equals(self.schema) and there == length:
+                    return file.read() if rows is None else _read_rows(file, rows)
+        except (OSError, pa.ArrowException) as error:
+            raise CheckpointError(
+                f"{path}: cannot be read; embed again into another folder"
+            ) from error
+        if there != length:
+            raise CheckpointError(
+                f"{path}: {there} rows, where the manifest says {length}; embed again into another "
+                "folder"
+            )
+        raise CheckpointError(
+            f"{path}: its columns are {', '.join(schema.names)}, not "
+            f"{', '.join(self.schema.names)} as the manifest says; embed again into another folder"
+        )
 
     def index(
         self,
@@ -193,15 +229,29 @@ class EmbeddingStore:
                 part = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{path}: not an array of numbers; embed again") from error
-            if part.shape != (facts["rows"], self.dim) or part.dtype != np.float32:
+            dtype = self.manifest["dtype"]
+            if part.shape != (facts["rows"], self.dim) or part.dtype != np.dtype(dtype):
                 raise CheckpointError(
-                    f"{path}: {part.dtype} {part.shape}, where the manifest says float32 "
+                    f"{path}: {part.dtype} {part.shape}, where the manifest says {dtype} "
                     f"{(facts['rows'], self.dim)}; embed again into another folder"
                 )
             parts.append(part)
         if parts and sum(map(len, parts)) != len(self):
             raise CheckpointError(f"{self.folder}: its parts do not hold {len(self)} rows")
         return parts
+
+
+def _read_rows(file: pq.ParquetFile, rows: np.ndarray) -> pa.Table:
+    """Ascending rows of a Parquet file, of which only the row groups are read that hold them."""
+    groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+    ends = np.cumsum(groups, dtype=np.int64)
+    group = np.searchsorted(ends, rows, side="right")
+    pieces = []
+    for number in np.unique(group).tolist():
+        start = int(ends[number - 1]) if number else 0
+        within = pa.array(rows[group == number] - start, pa.int64())
+        pieces.append(file.read_row_group(number).take(within))
+    return pa.concat_tables(pieces)
 
 
 def encoder_hashes(encoder: Encoder) -> dict[str, str]:
@@ -226,9 +276,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; make a store with clipkit embed")
     if not path.is_file():
+        plan = read_plan(folder)
+        if plan is not None:
+            parts = Parts(folder, plan)
+            parts.look()
+            raise CheckpointError(
+                f"{folder}: unfinished, {len(parts.records)} of {plan.parts} parts are done; run "
+                "the same clipkit embed again, and it goes on"
+            )
         raise CheckpointError(
-            f"{folder}: there is no manifest.json, so this is no store of embeddings, or an "
-            "unfinished one; make one with clipkit embed"
+            f"{folder}: there is no manifest.json, so this is no store of embeddings; make one "
+            "with clipkit embed"
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -274,6 +332,10 @@ def _is_dict(value: Any) -> bool:
 _VALID: dict[str, Callable[[Any], bool]] = {
     "rows": _is_count,
     "dim": _is_count,
+    "dtype": lambda value: value in _DTYPES,
+    "columns": lambda value: (
+        isinstance(value, dict) and all(kind in TYPES for kind in value.values())
+    ),
     "model": _is_text,
     "weights_sha256": _is_text,
     "preprocess_sha256": _is_text,

@@ -1,223 +1,227 @@
-"""Embeddings → a store: written part by part at constant memory, aside, and then renamed."""
+"""Embeddings → the files of one part, and the manifest of all: whole or not at all.
+
+What is written takes the memory of one part, however large the store is.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipkit._version import __version__
-from clipkit.atomic import put_in_place, remove_stale
-from clipkit.config.schema import SourceConfig
+from clipkit.atomic import HashedFile, sync, write_json
 from clipkit.errors import CheckpointError
-from clipkit.retrieval.store import (
-    FORMAT,
-    SCHEMA,
-    TABLE,
-    VERSION,
-    EmbeddingStore,
-    encoder_hashes,
-    read_manifest,
-    sha256,
-)
+from clipkit.retrieval.columns import OWN, fit, table_schema
+from clipkit.retrieval.parts import MANIFEST, read_record, record_path, remove_leftovers
+from clipkit.retrieval.plan import VERSION, Plan
+from clipkit.retrieval.store import FORMAT
+from clipkit.types import Item, Skip
 
-if TYPE_CHECKING:
-    from clipkit.encoder import Encoder
-
-PART_ROWS = 65_536  # 128 MiB at D = 512
+_ROW_GROUP = 2_048  # rows of the table that are read for one of them
 
 
-class StoreWriter:
-    """Writes a store aside, part by part, at constant memory; ``finish`` gives it its name.
+class PartWriter:
+    """Gathers a part and writes it.
 
     Args:
-        folder: the store to make; a link is followed, and its target made or replaced.
-        encoder: the model the vectors are of. Its files must stay as they are until ``finish``.
-        overwrite: whether a store that is there may be replaced.
-
-    Raises:
-        CheckpointError: ``folder`` is there and may not be replaced, or is no store, or cannot
-            be written.
+        folder: of the store.
+        plan: of the store.
+        number: of the part.
     """
 
-    def __init__(self, folder: str | Path, encoder: Encoder, *, overwrite: bool = False) -> None:
-        self.folder = Path(os.path.realpath(Path(folder).expanduser()))
-        self._encoder = encoder
-        self._hashes = encoder_hashes(encoder)
-        self._aside = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
-        with self._plain_errors():
-            _check_free(self.folder, overwrite)
-            remove_stale(self.folder)
-            shutil.rmtree(self._aside, ignore_errors=True)
-            self._aside.mkdir(parents=True)
-            # Opened by us: pyarrow takes no path that is not UTF-8.
-            self._file = (self._aside / TABLE).open("wb")
-            self._table = pq.ParquetWriter(self._file, SCHEMA)
-        self._pending: dict[str, list[np.ndarray]] = {}
-        self._items: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-        self._parts: dict[str, dict[str, Any]] = {}
-        self.rows = 0
+    def __init__(self, folder: Path, plan: Plan, number: int) -> None:
+        self._folder, self._plan, self._number = folder, plan, number
+        self._schema = table_schema(plan.columns)
+        self._values: list[list[Any]] = [[] for _ in self._schema]
+        self._embeds: dict[str, list[np.ndarray]] = {}
+        self._skipped: Counter[str] = Counter()
+        self._example: str | None = None
+        self._unfit: Counter[str] = Counter()
+        self._truncated = 0
 
     def add(
         self,
         *,
         keys: Sequence[str],
-        captions: Sequence[str | None],
-        origins: Sequence[str],
         source_rows: Sequence[int],
-        image_embeds: np.ndarray | None,
-        text_embeds: np.ndarray | None,
+        items: Sequence[Item],
+        image_embeds: np.ndarray | None = None,
+        text_embeds: np.ndarray | None = None,
+        skipped: Sequence[Skip] = (),
+        truncated: int = 0,
     ) -> None:
         """Appends n items; what is None must be None each time.
 
         Args:
             keys: n names.
-            captions: n texts, or None where there is none.
-            origins: n places, for people.
             source_rows: n rows in the source.
+            items: n descriptions.
             image_embeds: (n, D) float32, unit length.
             text_embeds: the same.
+            skipped: samples that have no row.
+            truncated: captions that were cut.
         """
         for name, embeds in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
             if embeds is not None:
                 assert len(embeds) == len(keys)
-                self._pending.setdefault(name, []).append(embeds)
-        # File names need not be UTF-8; a Parquet table must be.
-        keys, origins = [_as_utf8(key) for key in keys], [_as_utf8(origin) for origin in origins]
-        for column, values in zip(
-            self._items.values(), (keys, captions, origins, source_rows), strict=True
-        ):
-            column.extend(values)
-        self.rows += len(keys)
-        if len(self._items["key"]) >= PART_ROWS:
-            self._flush()
+                self._embeds.setdefault(name, []).append(embeds.astype(self._plan.dtype))
+        for key, row, item in zip(keys, source_rows, items, strict=True):
+            own = (
+                *(_as_utf8(key), item.caption, _as_utf8(item.origin), row, _as_utf8(item.path)),
+                *(item.offset, item.width, item.height),
+            )
+            for values, value in zip(self._values, own, strict=False):
+                values.append(value)
+            of_columns = zip(self._values[len(OWN) :], self._plan.columns.items(), strict=True)
+            for values, (name, kind) in of_columns:
+                value, fits = fit(item.metadata.get(name), kind)
+                values.append(value)
+                self._unfit[name] += not fits
+        for skip in skipped:
+            self._skipped[skip.reason] += 1
+            self._example = self._example or f"{skip.origin}: {skip.reason}"
+        self._truncated += truncated
 
-    def finish(
-        self,
-        source: SourceConfig,
-        *,
-        fingerprint: str,
-        skipped: Mapping[str, int],
-        num_truncated: int,
-    ) -> EmbeddingStore:
-        """Writes the manifest and puts the store in its place.
+    def finish(self) -> dict[str, Any]:
+        """Writes the files, and then the record by which the part counts as done.
 
-        Args:
-            source: where the items came from.
-            fingerprint: of the source; see ``Reader``.
-            skipped: how many samples could not be used, by reason.
-            num_truncated: how many captions were cut at the context length.
+        Returns:
+            The record: this one's, or that of another process that was quicker.
 
         Raises:
-            CheckpointError: the model's files have changed, or the store cannot be written.
+            CheckpointError: the part cannot be written.
         """
-        encoder = self._encoder
-        if encoder_hashes(encoder) != self._hashes:
-            raise CheckpointError(
-                f"{encoder.folder}: the model there has changed since it was loaded, so the store "
-                "would name the wrong one; embed again"
-            )
-        self._flush()
-        with self._plain_errors():
-            self._table.close()
-            self._file.close()
-            self._parts[TABLE] = _facts(self._aside / TABLE, self.rows)
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "rows": self.rows,
-            "dim": encoder.embed_dim,
-            "dtype": "float32",
-            "normalised": True,
-            "model": encoder.name,
-            **self._hashes,
-            "source": dataclasses.asdict(source),
-            "source_fingerprint": fingerprint,
-            "skipped": dict(skipped),
-            "num_truncated": num_truncated,
-            "context_length": encoder.preprocess.context_length,
-            "parts": self._parts,
-            "clipkit": __version__,
-        }
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        with self._plain_errors():
-            # Half a surrogate pair, from a path that is not UTF-8, becomes JSON's escape for it.
-            (self._aside / "manifest.json").write_text(text, "utf-8", errors="backslashreplace")
-            put_in_place(self._aside, self.folder)
-        return EmbeddingStore(self.folder)
+        folder, rows = self._folder, len(self._values[0])
+        written: list[tuple[Path, Path, dict[str, Any]]] = []
+        with plain_errors(folder):
+            try:
+                if rows:
+                    for name, arrays in self._embeds.items():
+                        array = np.concatenate(arrays)
+                        path = folder / f"{name}-{self._number:05d}.npy"
+                        written.append(_write_aside(path, rows, _array_to(array)))
+                    table = pa.table(
+                        [
+                            pa.array(values, field.type)
+                            for values, field in zip(self._values, self._schema, strict=True)
+                        ],
+                        schema=self._schema,
+                    )
+                    path = folder / f"items-{self._number:05d}.parquet"
+                    written.append(_write_aside(path, rows, _table_to(table)))
+                # A process that was thought dead may have been slow: what counts stays.
+                there = read_record(folder, self._number)
+                if there is not None:
+                    return there
+                for aside, path, _ in written:
+                    aside.replace(path)
+                sync(folder)
+            finally:
+                for aside, _, _ in written:
+                    with suppress(OSError):
+                        aside.unlink(missing_ok=True)
+            record = {
+                "rows": rows,
+                "skipped": dict(sorted(self._skipped.items())),
+                "example": self._example,
+                "truncated": self._truncated,
+                "unfit": {name: n for name, n in self._unfit.items() if n},
+                "files": {path.name: facts for _, path, facts in written},
+            }
+            write_json(record_path(folder, self._number), record)
+            sync(folder)
+        return record
 
-    def __enter__(self) -> StoreWriter:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        """Leaves nothing behind of a store that was not finished."""
-        with suppress(OSError):  # on a full disk its last bytes cannot be written
-            self._table.close()
+def write_manifest(folder: Path, plan: Plan, records: Mapping[int, dict[str, Any]]) -> None:
+    """Finishes a store of which all parts are done; who does it and how often is all one.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    skipped, unfit = Counter(plan.dropped), Counter[str]()
+    for record in records.values():
+        skipped.update(record["skipped"])
+        unfit.update(record["unfit"])
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "rows": sum(record["rows"] for record in records.values()),
+        "dim": plan.dim,
+        "dtype": plan.dtype,
+        "normalised": True,
+        "model": plan.model,
+        "weights_sha256": plan.weights_sha256,
+        "preprocess_sha256": plan.preprocess_sha256,
+        "precision": plan.precision,
+        "cosines": plan.cosines,
+        "source": plan.source,
+        "source_fingerprint": plan.source_fingerprint,
+        "source_rows": plan.rows,
+        "columns": plan.columns,
+        "skipped": dict(sorted(skipped.items())),
+        "unfit": dict(sorted(unfit.items())),
+        "num_truncated": sum(record["truncated"] for record in records.values()),
+        "context_length": plan.context_length,
+        "parts": {
+            name: facts
+            for number in sorted(records)
+            for name, facts in records[number]["files"].items()
+        },
+        "clipkit": __version__,
+    }
+    write_json(folder / MANIFEST, manifest)
+    with plain_errors(folder):
+        sync(folder)
+    remove_leftovers(folder)
+
+
+@contextmanager
+def plain_errors(folder: Path) -> Iterator[None]:
+    """A full disk and its like as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error.strerror or error}); make room, and the same "
+            "command goes on, or name another folder"
+        ) from error
+
+
+def _write_aside(
+    path: Path, rows: int, fill: Callable[[HashedFile], None]
+) -> tuple[Path, Path, dict[str, Any]]:
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            hashed = HashedFile(file)
+            fill(hashed)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
         with suppress(OSError):
-            self._file.close()
-        shutil.rmtree(self._aside, ignore_errors=True)
-
-    @contextmanager
-    def _plain_errors(self) -> Iterator[None]:
-        """A full disk and its like as one sentence."""
-        try:
-            yield
-        except OSError as error:
-            # NumPy tells no cause where a write stops half way.
-            reason = error.strerror or f"is the disk full? {error}"
-            raise CheckpointError(
-                f"{self.folder}: cannot be written ({reason}); make room or name another folder"
-            ) from error
-
-    def _flush(self) -> None:
-        """What has gathered becomes one part of each kind and one row group of the table."""
-        if not self._items["key"]:
-            return
-        with self._plain_errors():
-            self._write_out()
-
-    def _write_out(self) -> None:
-        self._table.write_table(pa.table(self._items, schema=SCHEMA))
-        self._items = {name: [] for name in SCHEMA.names}
-        for name, arrays in self._pending.items():
-            embeds = np.concatenate(arrays).astype(np.float32, copy=False)
-            number = sum(file.startswith(f"{name}-") for file in self._parts)
-            path = self._aside / f"{name}-{number:05d}.npy"
-            np.save(path, embeds, allow_pickle=False)
-            self._parts[path.name] = _facts(path, len(embeds))
-        self._pending = {}
+            aside.unlink(missing_ok=True)
+        raise
+    return aside, path, {"rows": rows, "bytes": hashed.size, "sha256": hashed.hash.hexdigest()}
 
 
-def _facts(path: Path, rows: int) -> dict[str, Any]:
-    return {"rows": rows, "bytes": path.stat().st_size, "sha256": sha256(path)}
+def _array_to(array: np.ndarray) -> Callable[[HashedFile], None]:
+    return lambda file: np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _table_to(table: pa.Table) -> Callable[[HashedFile], None]:
+    return lambda file: pq.write_table(table, file, row_group_size=_ROW_GROUP)
 
 
 def _as_utf8(text: str) -> str:
+    """File names need not be UTF-8; a Parquet table must be."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _check_free(folder: Path, overwrite: bool) -> None:
-    if not folder.exists():
-        return
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    try:
-        read_manifest(folder)
-    except CheckpointError:
-        raise CheckpointError(
-            f"{folder}: it is there and is no store of embeddings; name another folder"
-        ) from None
-    if not overwrite:
-        raise CheckpointError(
-            f"{folder}: this store is there already; give --overwrite to replace it, or another "
-            "name"
-        )

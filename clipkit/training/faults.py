@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from clipkit.atomic import write_json
 from clipkit.errors import ClipkitError, Preempted
-from clipkit.training.interrupt import Stop
+from clipkit.interrupt import Stop
 from clipkit.training.tracking import write_status
 from clipkit.types import Batch
 

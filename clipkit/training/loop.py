@@ -23,6 +23,8 @@ from clipkit.encoder import Encoder
 from clipkit.errors import ClipkitError, ConfigError, NonFiniteError, Preempted, RunRefused
 from clipkit.evaluation.report import write_report
 from clipkit.evaluation.retrieval import evaluate_retrieval
+from clipkit.interrupt import Stop, stop_signals
+from clipkit.lock import Claim, Held
 from clipkit.losses import in_batch_accuracy
 from clipkit.models import DualEncoder
 from clipkit.training.build import build_accelerator, build_training_model, wrap_model
@@ -38,8 +40,6 @@ from clipkit.training.faults import (
     raise_if_asked,
     rank_lost,
 )
-from clipkit.training.interrupt import Stop, stop_signals
-from clipkit.training.lock import RunLock
 from clipkit.training.meter import Meter
 from clipkit.training.optim import build_optimizer, set_learning_rate
 from clipkit.training.peers import Peers
@@ -114,7 +114,7 @@ def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
 class _Held:
     """What a run holds while it lasts."""
 
-    lock: RunLock | None = None
+    lock: Claim | None = None
     peers: Peers | None = None
     saver: Saver | None = None
 
@@ -125,6 +125,20 @@ class _Held:
             self.peers.close()
         if self.lock is not None:
             self.lock.release()
+
+
+def _lock(folder: Path) -> Claim:
+    """Two runs never write one folder.
+
+    Raises:
+        RunRefused: another process trains there.
+    """
+    try:
+        return Claim(folder / "lock.json")
+    except Held as owner:
+        raise RunRefused(
+            f"{folder}: {owner} trains in this folder; wait for it, end it, or set another output"
+        ) from None
 
 
 def _train(
@@ -153,7 +167,7 @@ def _train(
 
     def lock() -> None:
         if accelerator.is_main_process:
-            held.lock = RunLock(folder)
+            held.lock = _lock(folder)
 
     main_first(accelerator, lock)
     held.peers = Peers(lambda sentence: rank_lost(folder, rank, sentence))

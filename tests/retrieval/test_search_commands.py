@@ -17,7 +17,7 @@ from clipkit.cli import main
 def store(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     data = noise_shard(tmp_path / "a.tar", 9)
     command = ["embed", str(tiny_folder), str(data), str(tmp_path / "store"), "--workers", "0"]
-    assert main(command) == 0
+    assert main([*command, "--precision", "fp32"]) == 0
     out, _ = capsys.readouterr()
     assert out == f"{tmp_path / 'store'}: images and captions of 9 samples, 24 numbers each\n"
     return tmp_path / "store"
@@ -64,7 +64,7 @@ def test_another_model_and_other_mistakes_end_in_one_line(
         (["search", store, "--image", "x.png"], 3, "x.png: no such file"),
         (["embed", tiny_folder, tmp_path / "nothing", tmp_path / "out"], 3, "nothing"),
         (["embed", tiny_folder, tmp_path / "empty", tmp_path / "out"], 3, "empty"),
-        (["embed", tiny_folder, tmp_path / "a.tar", store], 4, "--overwrite"),
+        (["embed", tiny_folder, tmp_path / "a.tar", store, "--dtype", "float16"], 4, "--overwrite"),
         (["embed", tiny_folder, tmp_path / "a.tar", tmp_path / "other"], 4, "is no store"),
     ):
         assert main(list(map(str, command))) == code, command
@@ -114,7 +114,9 @@ def test_the_real_command_line_embeds_and_searches(
     (tmp_path / "run").mkdir()
     (tmp_path / "run/model").symlink_to(tiny_folder)
     data = noise_shard(tmp_path / "a.tar", 300)
-    done = clipkit("embed", "run", data, "store", "--workers", 2, cwd=tmp_path)
+    done = clipkit(
+        "embed", "run", data, "store", "--workers", 2, "--precision", "fp32", cwd=tmp_path
+    )
     assert (done.returncode, done.stderr) == (0, "")
     done = clipkit("search", "store", "red number 3", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

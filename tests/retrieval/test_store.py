@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,9 @@ import clipkit
 from clipkit.encoder import Encoder
 from clipkit.errors import CheckpointError, ClipkitError, ConfigError, DataError
 from clipkit.retrieval import store as store_module
-from clipkit.retrieval import writer as writer_module
 from clipkit.retrieval.embed import embed
 from clipkit.retrieval.page import search_page
-from clipkit.retrieval.store import TABLE, EmbeddingStore, sha256
+from clipkit.retrieval.store import EmbeddingStore, sha256
 
 
 @pytest.fixture
@@ -29,35 +28,46 @@ def shard(tmp_path: Path) -> Path:
 
 
 def _embed(encoder: Encoder, source: Path, out: Path, **options: object) -> EmbeddingStore:
+    options = {"precision": "fp32", **options}
     return embed(encoder, str(source), out, progress=False, **options)  # type: ignore[arg-type]
 
 
 def test_a_store_holds_what_the_encoder_gives(
-    tiny_encoder: Encoder, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(writer_module, "PART_ROWS", 8)
-    store = _embed(tiny_encoder, shard, tmp_path / "store", batch_size=3)
+    store = _embed(tiny_encoder, shard, tmp_path / "store", batch_size=3, part_rows=8)
     images = tiny_encoder.encode_image([noise_image(i) for i in range(20)])
     texts = tiny_encoder.encode_text(store.table["caption"].to_pylist())
-    assert [len(part) for part in store.image_embeds] == [9, 9, 2]
+    assert [len(part) for part in store.image_embeds] == [9, 9, 2]  # whole batches
     np.testing.assert_allclose(np.concatenate(store.image_embeds), images, atol=1e-6)
     np.testing.assert_allclose(np.concatenate(store.text_embeds), texts, atol=1e-6)
     assert len(store) == 20
     assert store.table["key"].to_pylist() == [f"{i:05d}" for i in range(20)]
     assert store.table["source_row"].to_pylist() == list(range(20))
     assert "a.tar" in store.table["origin"][3].as_py()
+    some = store.items([19, 2, 2, 10])
+    assert some["key"].to_pylist() == ["00019", "00002", "00002", "00010"]
+    assert some.schema == store.table.schema == store.items([]).schema
+    with pytest.raises(IndexError):
+        store.items([20])
     assert isinstance(store.image_embeds[0], np.memmap)
 
 
-def test_a_store_reads_without_clipkit(tiny_encoder: Encoder, shard: Path, tmp_path: Path) -> None:
-    _embed(tiny_encoder, shard, tmp_path / "store")
-    embeds = np.load(tmp_path / "store/image_embeds-00000.npy", allow_pickle=False)
-    table = pq.read_table(tmp_path / "store/items.parquet")
-    manifest = json.loads((tmp_path / "store/manifest.json").read_text())
-    assert embeds.shape == (20, 24)
-    assert embeds.dtype == np.float32
-    assert table.column_names == ["key", "caption", "origin", "source_row"]
-    assert (manifest["rows"], manifest["dim"], manifest["normalised"]) == (20, 24, True)
+def test_a_store_reads_without_clipkit_as_docs_store_says(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path, root: Path
+) -> None:
+    store = _embed(tiny_encoder, shard, tmp_path / "store", batch_size=4, part_rows=8)
+    page = (root / "docs/store.md").read_text()
+    code = page.split("```python")[1].split("```")[0]
+    assert "clipkit" not in code
+    found: dict[str, Any] = {"STORE": str(tmp_path / "store")}
+    exec(code, found)
+    np.testing.assert_array_equal(found["vectors"], np.concatenate(store.image_embeds))
+    assert found["manifest"]["normalised"] is True
+    assert found["items"].equals(store.table)
+    assert found["rows"]["key"] == store.table["key"].to_pylist()
+    assert found["widest"] == [(20, 20)]
+    assert found["column"].type.list_size == 24
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "store"]
 
 
@@ -135,38 +145,6 @@ def test_other_preprocessing_with_the_same_weights_is_refused(
         store.index(model=clipkit.load(copy, device="cpu")).search("red")
 
 
-def test_a_store_is_replaced_only_when_asked_for(
-    tiny_encoder: Encoder, shard: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "store"
-    _embed(tiny_encoder, shard, out)
-    with pytest.raises(CheckpointError, match="--overwrite"):
-        _embed(tiny_encoder, shard, out)
-    small = noise_shard(tmp_path / "b.tar", 2)
-    assert len(_embed(tiny_encoder, small, out, overwrite=True)) == 2
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "letter.txt").write_text("dear")
-    with pytest.raises(CheckpointError, match="is no store"):
-        _embed(tiny_encoder, shard, mine, overwrite=True)
-    assert (mine / "letter.txt").read_text() == "dear"
-
-
-def test_a_failed_embedding_leaves_the_old_store_and_nothing_else(
-    tiny_encoder: Encoder, shard: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "store"
-    _embed(tiny_encoder, shard, out)
-    bad = write_shard(tmp_path / "bad.tar", [(b"x", "cat")] * 3)
-    before = sorted(p.name for p in tmp_path.iterdir())
-    with pytest.raises(DataError, match=r"none of 3 samples can be used \(the first: "):
-        _embed(tiny_encoder, bad, out, overwrite=True)
-    with pytest.raises(DataError):
-        _embed(tiny_encoder, tmp_path / "nowhere", out, overwrite=True)
-    assert len(EmbeddingStore(out)) == 20
-    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".npz") == before
-
-
 def test_what_is_no_whole_store_is_refused_in_one_line(
     tiny_encoder: Encoder, shard: Path, tmp_path: Path
 ) -> None:
@@ -197,13 +175,15 @@ def test_what_is_no_whole_store_is_refused_in_one_line(
     facts["parts"] = {"../../etc/passwd": {"rows": 1, "bytes": 1, "sha256": ""}}
     manifest.write_text(json.dumps(facts))
     refused("parts is missing or broken")
-    manifest.write_text(good.replace('"version": 1', '"version": 9'))
+    manifest.write_text(good.replace('"version": 2', '"version": 9'))
     refused("version 9")
     manifest.write_text('{"format": "other"}')
     refused("not the manifest of a store")
     manifest.write_text(good[:40])
     refused("cannot be read")
     manifest.unlink()
+    refused("unfinished, 0 of 1 parts are done; run the same clipkit embed again")
+    (folder / "plan.json").unlink()
     refused("no manifest.json")
     with pytest.raises(CheckpointError, match="no such folder"):
         EmbeddingStore(tmp_path / "nothing")
@@ -243,7 +223,7 @@ def test_damage_that_leaves_the_size_alone_is_found(
     folder = tmp_path / "store"
     store = _embed(tiny_encoder, shard, folder)
     assert set(store.manifest["parts"]) == {
-        TABLE,
+        "items-00000.parquet",
         "image_embeds-00000.npy",
         "text_embeds-00000.npy",
     }
@@ -266,64 +246,19 @@ def test_a_table_without_its_columns_is_refused(
     tiny_encoder: Encoder, shard: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "store"
-    table = _embed(tiny_encoder, shard, folder).table.drop_columns(["caption"])
-    pq.write_table(table, folder / TABLE)
+    table = _embed(tiny_encoder, shard, folder).table
+    path = folder / "items-00000.parquet"
     manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["parts"][TABLE]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="its columns are key, origin, source_row, not key"):
-        EmbeddingStore(folder).index(model=tiny_encoder).search("red")
-
-
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(
-    tiny_encoder: Encoder, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    before = sorted(p.name for p in tmp_path.iterdir())
-    for module, name in ((np, "save"), (writer_module, "put_in_place"), (pa, "table")):
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, full)
-            with pytest.raises(CheckpointError, match=r"store: cannot be written \(No space left"):
-                _embed(tiny_encoder, shard, tmp_path / "store")
-        assert sorted(p.name for p in tmp_path.iterdir()) == before
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"cannot be written"):
-        _embed(tiny_encoder, shard, tmp_path / "file/store")
-
-
-def test_a_link_is_followed_and_what_the_dead_left_is_removed(
-    tiny_encoder: Encoder, shard: Path, tmp_path: Path
-) -> None:
-    process = subprocess.Popen(["true"])
-    process.wait()
-    (tmp_path / "disk").mkdir()
-    dead, living = tmp_path / f"disk/.big.{process.pid}.tmp", tmp_path / "disk/.big.1.tmp"
-    other = tmp_path / f"disk/.bigger.{process.pid}.tmp"
-    for folder in (dead, living, other):
-        folder.mkdir()
-    (tmp_path / "store").symlink_to("disk/big")  # which is not there yet
-    assert len(_embed(tiny_encoder, shard, tmp_path / "store")) == 20
-    assert (tmp_path / "store").is_symlink()
-    assert {p.name for p in (tmp_path / "disk").iterdir()} == {"big", living.name, other.name}
-
-
-def test_a_model_that_changes_meanwhile_is_refused(
-    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = save_tiny_model(tmp_path / "model", seed=0)
-    encoder = clipkit.load(folder, device="cpu")
-    add = writer_module.StoreWriter.add
-
-    def add_late(self: writer_module.StoreWriter, **columns: object) -> None:
-        save_tiny_model(folder, seed=1)
-        add(self, **columns)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(writer_module.StoreWriter, "add", add_late)
-    with pytest.raises(CheckpointError, match="has changed since it was loaded"):
-        _embed(encoder, shard, tmp_path / "store")
-    assert not (tmp_path / "store").exists()
+    for wrong, match in (
+        (table.drop_columns(["caption"]), "its columns are key, origin, .*, not key, caption,"),
+        (table.slice(1), "19 rows, where the manifest says 20"),
+    ):
+        pq.write_table(wrong, path)
+        facts = {"rows": 20, "bytes": path.stat().st_size, "sha256": sha256(path)}
+        manifest["parts"][path.name] = facts
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(CheckpointError, match=match):
+            EmbeddingStore(folder).index(model=tiny_encoder).search("red")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""The columns of a store's table: our own, and those of the source's fields, with fixed types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipkit.data import Reader, SampleError
+from clipkit.data.reader import NONE, field_of
+from clipkit.errors import ConfigError
+
+OWN = pa.schema(
+    [
+        ("key", pa.string()),
+        ("caption", pa.string()),
+        ("origin", pa.string()),  # where the item came from, for people
+        ("source_row", pa.int64()),  # its row in the source, for showing it again
+        ("path", pa.string()),  # the file that holds the image, or the text …
+        ("offset", pa.int64()),  # … and the byte where it begins, in a tar
+        ("width", pa.int32()),  # pixels of the upright picture, before it was resized
+        ("height", pa.int32()),
+    ]
+)
+_LOOK = 1_000  # samples, to find the fields and their types
+TYPES = {
+    "bool": pa.bool_(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+}
+
+
+def find_columns(reader: Reader, asked: Sequence[str] | None) -> dict[str, str]:
+    """Fields of the source's samples and the Arrow types that their columns get.
+
+    Args:
+        reader: the source; its first samples are looked at.
+        asked: names of fields, ``a.b`` a field inside one; none: all that hold plain values.
+
+    Raises:
+        ConfigError: a field is not there.
+    """
+    if asked is not None and list(asked) in ([], [NONE]):
+        return {}
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    for row in range(min(_LOOK, len(reader))):
+        try:
+            metadata = reader[row].metadata
+        except SampleError:
+            continue
+        seen.update(metadata)
+        for name in metadata if asked is None else asked:
+            kind = _kind(field_of(metadata, name))
+            if kind is not None:
+                found[name] = _common(found.get(name), kind)
+    if asked is None:
+        return dict(sorted(found.items()))
+    for name in asked:
+        if name not in found:
+            there = f"there are {', '.join(sorted(seen))}" if seen else "there are none"
+            raise ConfigError(
+                f"--columns: none of the first {min(_LOOK, len(reader)):,} samples has a plain "
+                f"value in the field {name!r}; {there}"
+            )
+    return {name: found[name] for name in asked}
+
+
+def table_schema(columns: Mapping[str, str]) -> pa.Schema:
+    """Of the table, given fields and their types; a field with a name of ours is ``meta_…``."""
+    schema = OWN
+    for name, kind in columns.items():
+        name = name.encode("utf-8", "replace").decode("utf-8")
+        while name in schema.names:
+            name = f"meta_{name}"
+        schema = schema.append(pa.field(name, TYPES[kind]))
+    return schema
+
+
+def fit(value: Any, kind: str) -> tuple[Any, bool]:
+    """A value as its column takes it, None where it cannot; and whether it could."""
+    if value is None:
+        return None, True
+    ours = _kind(value)
+    if ours is None or _common(ours, kind) != kind:
+        return None, False
+    if kind == "string":
+        return str(value).encode("utf-8", "replace").decode("utf-8"), True
+    return (float(value) if kind == "float64" else value), True
+
+
+def _kind(value: Any) -> str | None:
+    """The type of one value; None where it is nothing, or nothing plain."""
+    if isinstance(value, bool | np.bool_):
+        return "bool"
+    if isinstance(value, int | np.integer):
+        return "int64" if -(2**63) <= value < 2**63 else "string"
+    if isinstance(value, float | np.floating):
+        return "float64"
+    if value is None or isinstance(value, bytes | Mapping | list | tuple | set | np.ndarray):
+        return None
+    return "string"
+
+
+def _common(one: str | None, other: str) -> str:
+    """A type that takes values of both."""
+    if one is None or one == other:
+        return other
+    return "float64" if {one, other} == {"int64", "float64"} else "string"

@@ -1,0 +1,132 @@
+"""The parts of a store that is being made: which are done, and which process makes which.
+
+A part is done when its record is there and its files have the sizes that the record says. That
+alone counts: a claim, the file that says who makes a part, only saves work from being done twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clipkit.lock import Claim, Held, owner_of
+from clipkit.retrieval.plan import Plan
+
+MANIFEST = "manifest.json"
+
+
+class Parts:
+    """Goes through the parts of a store, its own share first, and helps with the others.
+
+    Args:
+        folder: of the store.
+        plan: of the store.
+        rank: of this process …
+        world_size: … among those that were started together.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, *, rank: int = 0, world_size: int = 1) -> None:
+        self._folder, self._plan = folder, plan
+        self.records: dict[int, dict[str, Any]] = {}
+        self._claims: dict[int, Claim] = {}
+        first, last = plan.parts * rank // world_size, plan.parts * (rank + 1) // world_size
+        # Others begin with the first of their share, so that help comes from the other end.
+        others = [*range(last, plan.parts), *range(first)]
+        self._order = [*range(first, last), *reversed(others)]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all are done, as far as this process has looked."""
+        return len(self.records) == self._plan.parts
+
+    @property
+    def rows_done(self) -> int:
+        """Source rows of the parts that are done."""
+        return sum(map(self._plan.rows_of, self.records))
+
+    def look(self) -> None:
+        """Notes the parts that have been done since, by whomever."""
+        for number in self._order:
+            if number not in self.records and number not in self._claims:
+                record = read_record(self._folder, number)
+                if record is not None:
+                    self.records[number] = record
+
+    def take(self) -> Iterator[int]:
+        """The parts that nobody makes, claimed one by one, as they are asked for.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        for number in self._order:
+            if number in self.records or number in self._claims or self.is_finished():
+                continue
+            try:
+                claim = Claim(self._folder / f"claim-{number:05d}")
+            except Held:
+                continue
+            # Looked at after the claim: whoever held it before may have just written it.
+            record = read_record(self._folder, number)
+            if record is not None or self.is_finished():
+                claim.release()
+                if record is not None:
+                    self.records[number] = record
+                continue
+            self._claims[number] = claim
+            yield number
+
+    def done(self, number: int, record: dict[str, Any]) -> None:
+        """A part that this process has written."""
+        self.records[number] = record
+        self._claims.pop(number).release()
+
+    def release(self) -> None:
+        """Gives up what is claimed and not done."""
+        for claim in self._claims.values():
+            with contextlib.suppress(OSError):
+                claim.release()
+        self._claims.clear()
+
+    def is_finished(self) -> bool:
+        """Whether the manifest is there; records may be gone then."""
+        return (self._folder / MANIFEST).exists()
+
+
+def record_path(folder: Path, number: int) -> Path:
+    """The record of a part, there until the manifest holds all of them."""
+    return folder / f"part-{number:05d}.json"
+
+
+def read_record(folder: Path, number: int) -> dict[str, Any] | None:
+    """What is known of a part; None where it is not done."""
+    try:
+        record = json.loads(record_path(folder, number).read_text(encoding="utf-8"))
+        for name, facts in record["files"].items():
+            if os.path.basename(name) != name:
+                return None
+            if (folder / name).stat().st_size != facts["bytes"]:
+                return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def someone_at_work(folder: Path) -> str | None:
+    """A process that makes a part of this store now."""
+    for path in folder.glob("claim-*"):
+        owner = owner_of(path)
+        if owner is not None:
+            return owner
+    return None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Of a finished store: records, claims, and what was written aside by those who died."""
+    for pattern in ("part-*.json", "claim-*", ".*.tmp", ".*.dead"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -1,0 +1,460 @@
+"""``clipkit embed`` as a job: parts, ranks, kills, what is refused, and every kind of source.
+
+The long form (CLIPKIT_MATRIX=full, by scripts/test_long.sh) embeds 200,000 images killed ten
+times with 1, 2 and 4 ranks, and writes a store of 4 GB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command_line import ENVIRONMENT, ROOT, Run
+from PIL import Image
+from tiny_model import noise_image, noise_shard, png_bytes, save_tiny_model, write_shard
+
+import clipkit as package
+from clipkit.cli import main
+from clipkit.encoder import Encoder
+from clipkit.errors import CheckpointError, ConfigError, DataError
+from clipkit.retrieval.embed import embed
+from clipkit.retrieval.store import EmbeddingStore
+
+FULL = os.environ.get("CLIPKIT_MATRIX") == "full"
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    return noise_shard(tmp_path / "data/a.tar", 20)
+
+
+def run(encoder: Encoder, source: Path, out: Path, **options: Any) -> EmbeddingStore:
+    options = {"precision": "fp32", "batch_size": 4, "part_rows": 4, **options}
+    return embed(encoder, str(source), out, progress=False, **options)
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(store.iterdir())}
+
+
+class Ranks:
+    """The real command, once a rank, started by hand: no launcher ends them together."""
+
+    def __init__(self, count: int, *arguments: object, log: Path, env: dict[str, str]) -> None:
+        self.log = log
+        self.processes = []
+        for rank in range(count):
+            environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", **env}
+            if count > 1:
+                environment |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
+            with log.open("a") as file:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "clipkit", "embed", *map(str, arguments)],
+                        cwd=ROOT, env=environment, stdout=file, stderr=file,
+                    )
+                )  # fmt: skip
+
+    def wait(self) -> list[int]:
+        return [process.wait(timeout=3000) for process in self.processes]
+
+
+def wait_for(condition: Any, said: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, said.read_text()
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A model, a source, and the store of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("large")
+    model = save_tiny_model(folder / "model")
+    samples = [(png_bytes(noise_image(i)), f"number {i}") for i in range(500)]
+    samples[77] = (b"broken", "number 77")
+    for number in range(400 if FULL else 4):
+        write_shard(folder / f"data/{number:03d}.tar", samples)
+    ranks = Ranks(1, *command(model, folder / "data", folder / "whole"), log=folder / "log", env={})
+    assert ranks.wait() == [0], ranks.log.read_text()
+    return model, folder / "data", folder / "whole"
+
+
+def command(model: Path, data: Path, out: Path) -> list[object]:
+    sizes = ["--batch-size", 250, "--part-rows", 2000] if FULL else ["--batch-size", 50]
+    return [model, data, out, *sizes, "--workers", 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 4] if FULL else [2])
+def test_the_store_after_random_kills_is_that_of_an_uninterrupted_run(
+    large: tuple[Path, Path, Path], tmp_path: Path, ranks: int
+) -> None:
+    model, data, whole = large
+    out, log = tmp_path / "store", tmp_path / "log"
+    draw = random.Random(ranks)
+    parts = json.loads((whole / "plan.json").read_text())
+    total = -(-parts["rows"] // parts["part_rows"])
+    kills = 10 if FULL else 2
+    for kill in range(kills):
+        job = Ranks(ranks, *command(model, data, out), log=log, env={})
+        before = len(list(out.glob("part-*.json")))
+        wanted = before + draw.randint(0, max(1, (total - before) // (kills - kill + 1)))
+        wait_for(
+            lambda wanted=wanted: (
+                len(list(out.glob("part-*.json"))) >= wanted and any(out.glob("claim-*"))
+            ),
+            log,
+        )
+        time.sleep(draw.random() * 0.2)
+        # One dies, or all; those that live do its part, and then they die too.
+        for process in draw.sample(job.processes, draw.randint(1, ranks)):
+            process.kill()
+        if draw.random() < 0.5:
+            time.sleep(draw.random())
+        for process in job.processes:
+            process.kill()
+            process.wait()
+        assert not (out / "manifest.json").exists(), log.read_text()
+        with pytest.raises(CheckpointError, match=rf"unfinished, \d+ of {total} parts are done"):
+            EmbeddingStore(out)
+    last = Ranks(ranks, *command(model, data, out), log=log, env={})
+    assert last.wait() == [0] * ranks, log.read_text()
+    assert contents(out) == contents(whole)
+    rows = EmbeddingStore(out).table["source_row"].to_pylist()
+    broken = {77 + 500 * i for i in range(parts["rows"] // 500)}
+    assert rows == [row for row in range(parts["rows"]) if row not in broken]
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_costs_one_part_and_the_others_make_it(
+    large: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    model, data, whole = large
+    out, log = tmp_path / "store", tmp_path / "log"
+    job = Ranks(2, *command(model, data, out), log=log, env={})
+    wait_for(lambda: any(out.glob("claim-*")), log)
+    os.kill(job.processes[1].pid, signal.SIGSTOP)  # alive, and it does nothing
+    first, second = job.processes
+    wait_for(lambda: len(list(out.glob("part-*.json"))) >= 2, log)
+    second.kill()
+    assert first.wait(timeout=300) == 0, log.read_text()
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.slow
+def test_torchrun_shares_the_parts_and_sigterm_ends_with_a_word(
+    clipkit: Run, large: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    model, data, whole = large
+    out, log = tmp_path / "store", tmp_path / "log"
+    job = Ranks(1, *command(model, data, out), log=log, env={})
+    wait_for(lambda: any(out.glob("part-*.json")), log)
+    job.processes[0].terminate()
+    assert job.wait() == [75]
+    assert "stopped by SIGTERM" in log.read_text()
+    assert "run the same command again" in log.read_text()
+    assert not list(out.glob("claim-*"))
+    done = clipkit("embed", *command(model, data, out), ranks=2, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("numbers each") == 1
+    assert contents(out) == contents(whole)
+    again = clipkit("embed", *command(model, data, out))
+    assert (again.returncode, "it was complete already" in again.stderr) == (0, True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(
+    clipkit: Run, large: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    model, data, whole = large
+    out = tmp_path / "store"
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000)); "
+        "from clipkit.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = [sys.executable, "-c", code, "embed", *map(str, command(model, data, out))]
+    arguments += ["--workers", "0"]  # they would need shared memory
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    full = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert full.returncode == 4, full.stderr
+    assert (
+        "cannot be written (File too large); make room, and the same command goes on"
+        in (full.stderr.splitlines()[-1])
+    )
+    assert {path.name for path in out.iterdir()} == {"plan.json"}
+    assert clipkit("embed", *command(model, data, out)).returncode == 0
+    assert contents(out) == contents(whole)
+
+
+def test_a_part_that_was_cut_or_lost_is_made_again(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    out, whole = tmp_path / "store", tmp_path / "whole"
+    run(tiny_encoder, shard, whole)
+    run(tiny_encoder, shard, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").unlink()
+    for number in range(5):  # as it was before the last moment …
+        names = [name for name in manifest["parts"] if f"-{number:05d}." in name]
+        record = {
+            "rows": 4, "skipped": {}, "example": None, "truncated": 0, "unfit": {},
+            "files": {name: manifest["parts"][name] for name in names},
+        }  # fmt: skip
+        (out / f"part-{number:05d}.json").write_text(json.dumps(record))
+    (out / "text_embeds-00001.npy").write_bytes(b"cut")  # … and then something went wrong
+    (out / "items-00002.parquet").unlink()
+    (out / "part-00003.json").write_text("{")
+    (out / "claim-00004").write_text('{"host": "elsewhere", "pid": 1, "born": "1"}')
+    os.utime(out / "claim-00004", (0, 0))
+    with pytest.raises(CheckpointError, match="unfinished, 2 of 5 parts are done"):
+        EmbeddingStore(out)
+    run(tiny_encoder, shard, out)
+    assert contents(out) == contents(whole)
+
+
+def test_what_differs_from_the_plan_is_named(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    run(tiny_encoder, shard, out)
+    for finished in (True, False):
+        if not finished:
+            (out / "manifest.json").unlink()
+        for options, match in (
+            ({"dtype": "float16"}, "dtype was float32 and is float16"),
+            (
+                {"texts": False},
+                "source.caption was None and is none; .*texts was True and is False",
+            ),
+            ({"batch_size": 5}, "batch_size was 4 and is 5"),
+            ({"part_rows": 8}, "part_rows was 4 and is 8"),
+            ({"precision": "bf16"}, "precision was fp32 and is bf16"),
+            ({"max_image_pixels": 9}, "max_image_pixels was 64000000 and is 9"),
+        ):
+            with pytest.raises(CheckpointError, match=match):
+                run(tiny_encoder, shard, out, **options)
+        other = package.load(save_tiny_model(tmp_path / "other", seed=1), device="cpu")
+        with pytest.raises(CheckpointError, match=r"weights_sha256 was \w{12} and is \w{12}[;)]"):
+            run(other, shard, out)
+        noise_shard(tmp_path / "b.tar", 21)
+        with pytest.raises(CheckpointError, match="the source has changed since, or is another"):
+            run(tiny_encoder, tmp_path / "b.tar", out)
+    (out / "plan.json").write_text('{"format": "clipkit-embeddings-plan", "version": 9}')
+    with pytest.raises(CheckpointError, match="version 9 of the format"):
+        run(tiny_encoder, shard, out)
+    (out / "plan.json").write_text('{"format": "clipkit-embeddings-plan", "version": 2}')
+    with pytest.raises(CheckpointError, match="broken"):
+        run(tiny_encoder, shard, out)
+
+
+def test_a_store_is_removed_only_when_asked_for_and_nobody_works_there(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "store"
+    run(tiny_encoder, shard, out)
+    small = noise_shard(tmp_path / "b.tar", 2)
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        run(tiny_encoder, small, out)
+    with pytest.raises(DataError):
+        run(tiny_encoder, tmp_path / "nowhere", out, overwrite=True)
+    assert len(EmbeddingStore(out)) == 20
+    assert len(run(tiny_encoder, small, out, overwrite=True)) == 2
+    born = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    owner = {"host": os.uname().nodename, "pid": os.getpid(), "born": born}
+    (out / "claim-00000").write_text(json.dumps(owner))
+    with pytest.raises(CheckpointError, match=f"process {os.getpid()} on .* embeds into this"):
+        run(tiny_encoder, small, out, overwrite=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="remove the folder first"):
+        run(tiny_encoder, small, out, overwrite=True)
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(ConfigError, match="RANK 2 of WORLD_SIZE 2"):
+        run(tiny_encoder, small, out)
+
+
+def test_a_folder_that_is_something_else_or_cannot_be_written_is_left_alone(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("dear")
+    for overwrite in (True, False):
+        with pytest.raises(CheckpointError, match="is no store"):
+            run(tiny_encoder, shard, mine, overwrite=overwrite)
+        with pytest.raises(CheckpointError, match="is no store"):
+            run(tiny_encoder, shard, shard, overwrite=overwrite)
+    assert (mine / "letter.txt").read_text() == "dear"
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        run(tiny_encoder, shard, shard / "store")
+    (tmp_path / "link").symlink_to("disk")  # which is not there yet
+    assert len(run(tiny_encoder, shard, tmp_path / "link")) == 20
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_store_inside_its_source_is_no_part_of_it(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(9):
+        noise_image(i).save(photos / f"{i}.png")
+    out = photos / "store"
+    assert len(run(tiny_encoder, photos, out)) == 9
+    (out / "manifest.json").unlink()
+    for path in out.glob("*0001*"):
+        path.unlink()
+    assert len(run(tiny_encoder, photos, out)) == 9
+
+
+def test_nothing_usable_is_said_and_leaves_nothing(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    bad = write_shard(tmp_path / "bad.tar", [(b"x", "cat")] * 9)
+    with pytest.raises(DataError, match=r"none of 9 samples can be used \(the first: .*bad.tar"):
+        run(tiny_encoder, bad, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    # A part of which nothing can be used has no files, and the others do not move.
+    some = write_shard(
+        tmp_path / "some.tar",
+        [(b"x" if i in range(4, 8) else png_bytes(noise_image(i)), "cat") for i in range(12)],
+    )
+    store = run(tiny_encoder, some, tmp_path / "store")
+    assert [len(part) for part in store.image_embeds] == [4, 4]
+    assert store.items([4])["source_row"].to_pylist() == [8]
+    assert not list((tmp_path / "store").glob("*00001*"))
+
+
+def test_a_model_that_changes_meanwhile_is_refused(shard: Path, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model", seed=0)
+    encoder = package.load(folder, device="cpu")
+    encode = encoder.encode_batches
+
+    def encode_late(*arguments: Any, **options: Any) -> Any:
+        save_tiny_model(folder, seed=1)
+        return encode(*arguments, **options)
+
+    encoder.encode_batches = encode_late  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match="has changed since it was loaded"):
+        run(encoder, shard, tmp_path / "store")
+    assert not (tmp_path / "store/manifest.json").exists()
+
+
+def test_texts_alone_come_from_lines_and_from_a_parquet_column(
+    tiny_encoder: Encoder, tmp_path: Path
+) -> None:
+    texts = ["red cat", "  一只猫 ", "blue house"]
+    (tmp_path / "a.txt").write_text("\ufeffred cat\n\n  一只猫 \r\nblue house", encoding="utf-8")
+    columns = {"text": [*texts[:2], "", texts[2]], "year": [1, 2, 3, 4]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    expected = tiny_encoder.encode_text(texts)
+    of_lines = run(tiny_encoder, tmp_path / "a.txt", tmp_path / "lines")
+    of_column = run(tiny_encoder, tmp_path / "a.parquet", tmp_path / "column", images=False)
+    for store in (of_lines, of_column):
+        assert store.image_embeds == []
+        np.testing.assert_allclose(np.concatenate(store.text_embeds), expected, atol=1e-6)
+        assert store.table["caption"].to_pylist() == ["red cat", "一只猫", "blue house"]
+        assert store.table["width"].to_pylist() == [None] * 3
+    assert of_lines.table["key"].to_pylist() == ["1", "3", "4"]
+    assert of_lines.manifest["skipped"] == {"empty line": 1}
+    assert of_lines.table["path"].to_pylist() == [str(tmp_path / "a.txt")] * 3
+    assert of_column.table["year"].to_pylist() == [1, 2, 4]
+    with pytest.raises(DataError, match="has no images"):
+        run(tiny_encoder, tmp_path / "a.txt", tmp_path / "other", texts=False)
+
+
+def test_sizes_places_and_fields_are_in_the_table(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned: 20 × 16 on disk, 16 × 20 upright
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    noise_image(0).save(photos / "a.jpg", exif=exif)
+    noise_image(1, (30, 10)).save(photos / "b.png")
+    (photos / "metadata.jsonl").write_text(
+        '{"file_name": "a.jpg", "text": "red", "year": 1999, "key": "k", "tags": [1]}\n'
+        '{"file_name": "b.png", "text": "dog", "year": 2.5, "key": 3, "tags": [2]}\n'
+    )
+    table = run(tiny_encoder, photos, tmp_path / "store").table
+    assert table["width"].to_pylist() == [16, 30]
+    assert table["height"].to_pylist() == [20, 10]
+    assert table["path"].to_pylist() == [str(photos / "a.jpg"), str(photos / "b.png")]
+    assert table["offset"].to_pylist() == [None, None]
+    assert table["year"].to_pylist() == [1999.0, 2.5]
+    assert table["meta_key"].to_pylist() == ["k", "3"]
+    assert "tags" not in table.column_names
+    named = run(tiny_encoder, photos, tmp_path / "named", columns=["year"])
+    assert named.table.column_names[-1] == "year"
+    assert "meta_key" not in named.table.column_names
+    bare = run(tiny_encoder, photos, tmp_path / "bare", columns=["none"])
+    assert bare.table.column_names[-1] == "height"
+    with pytest.raises(ConfigError, match=r"'yaer'; there are .*year"):
+        run(tiny_encoder, photos, tmp_path / "wrong", columns=["yaer"])
+
+
+def test_the_offset_leads_to_the_image_in_its_tar(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    store = run(tiny_encoder, shard, tmp_path / "store")
+    item = store.items([7]).to_pylist()[0]
+    png = png_bytes(noise_image(7))
+    with open(item["path"], "rb") as tar:
+        tar.seek(item["offset"])
+        assert tar.read(len(png)) == png
+
+
+def test_a_value_that_does_not_fit_its_column_is_null_and_counted(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [{"file_name": "a.png", "text": "red", "year": i} for i in range(1_001)]
+    lines.append({"file_name": "a.png", "text": "red", "year": "about 1900"})
+    noise_image(0).save(tmp_path / "a.png")
+    table = tmp_path / "a.jsonl"
+    table.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    command = ["embed", tiny_folder, table, tmp_path / "store", "--workers", 0, "--only", "texts"]
+    assert main(list(map(str, [*command, "--image", "file_name"]))) == 0
+    assert "column year: 1 values are no int64, and null" in capsys.readouterr().err
+    assert EmbeddingStore(tmp_path / "store").table["year"].to_pylist()[-2:] == [1_000, None]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_types_and_precision_keep_the_vectors(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path, dtype: Any, precision: Any
+) -> None:
+    store = run(tiny_encoder, shard, tmp_path / "store", dtype=dtype, precision=precision)
+    expected = tiny_encoder.encode_image([noise_image(i) for i in range(20)])
+    vectors = np.concatenate(store.image_embeds)
+    assert vectors.dtype == dtype
+    rounded = vectors.astype(np.float32)
+    assert np.linalg.norm(rounded, axis=1) == pytest.approx(1, abs=1e-3)
+    cosines = (rounded * expected).sum(axis=1) / np.linalg.norm(rounded, axis=1)
+    assert cosines.min() > (0.999 if precision == "bf16" else 0.99999)
+    assert tiny_encoder.model.compute_dtype is None
+    if precision == "bf16":
+        told = store.manifest["cosines"]["image"]
+        assert told == pytest.approx(cosines.min(), abs=1e-3)
+    (hit,) = store.index(model=tiny_encoder).search(image=noise_image(3), k=1)
+    assert hit.source_row == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FULL, reason="writes 4 GB; CLIPKIT_MATRIX=full")
+def test_a_store_of_4_gb_is_written_in_the_memory_of_a_part(tmp_path: Path) -> None:
+    code = (ROOT / "tests/retrieval/write_large.py").read_text()
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "store")],
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    grown = json.loads(result.stdout)
+    assert grown["bytes"] > 4e9
+    assert grown["anonymous_mib"] < 300, grown
+    shutil.rmtree(tmp_path / "store")
