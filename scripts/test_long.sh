@@ -48,5 +48,7 @@ CLIPKIT_MATRIX=full run "losses, gradients and weights on 2 and 4 ranks are one 
     python -m pytest tests/training/test_equivalence.py --timeout 3600
 CLIPKIT_MUTATIONS=2000 run "2,000 random mutations each of a tar and of JPEGs" \
     python -m pytest tests/data/test_mutations.py
+CLIPKIT_MATRIX=full run "a store of 4.5 GB is indexed and searched in 300 MB of its own" \
+    python -m pytest tests/retrieval/test_search_memory.py --timeout 1800
 mv "$result.tmp" "$result"
 exit "$failed"

@@ -40,7 +40,7 @@ class Plan:
     Attributes:
         factory: in faiss's words.
         bytes_a_row: in memory, by calculation.
-        refine: times k rows are compared in full.
+        refine: times k rows are compared in full, where that is needed.
     """
 
     factory: str
@@ -160,7 +160,7 @@ def build_approximate(
     try:
         aside.parent.mkdir(exist_ok=True)
         faiss.write_index(index, str(aside))
-        built = Built(plan.factory, refine=plan.refine, bytes=aside.stat().st_size, **measured)
+        built = Built(plan.factory, bytes=aside.stat().st_size, **measured)
         commit(store, kind, "approximate", {name: aside}, {"built": asdict(built)})
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{aside.parent}: cannot be written ({error})") from error
@@ -180,8 +180,8 @@ class ApproximateIndex:
     """
 
     def __init__(self, index: Any, exact: Index, refine: int, effort: int) -> None:
-        self._index, self.exact, self._refine = index, exact, refine
-        self.effort = effort
+        self._index, self.exact = index, exact
+        self.refine, self.effort = refine, effort
 
     @classmethod
     def open(cls, store: EmbeddingStore, kind: str) -> ApproximateIndex:
@@ -229,22 +229,21 @@ class ApproximateIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         """See ``Index.search``. With a mask, or where too few are found, search is exact."""
         queries = check_queries(query_embeds, self.exact.dim)
-        wanted = min(k * self._refine, len(self))
+        wanted = min(max(k, 0) * self.refine, len(self))
         if mask is not None or k < 1 or not len(queries):
             return self.exact.search(queries, k, mask=mask)
         self.set_effort(max(self.effort, wanted if self.is_graph else 0))
         _, found = self._index.search(queries, wanted)
         k = min(k, len(self))
-        scores = np.empty((len(queries), k), dtype=np.float32)
-        rows = np.empty((len(queries), k), dtype=np.int64)
-        for i, near in enumerate(found):
-            near = np.sort(near[near >= 0])
-            if len(near) < k:
-                scores[i], rows[i] = self.exact.search(queries[i], k)
-                continue
-            full = self.exact.score(queries[i : i + 1], np.zeros(len(near), np.int64), near)
-            order = np.argsort(-full, kind="stable")[:k]
-            scores[i], rows[i] = full[order], near[order]
+        of_query, place = np.nonzero(found >= 0)
+        near = found[of_query, place]
+        full = np.full(found.shape, -np.inf, dtype=np.float32)
+        full[of_query, place] = self.exact.score(queries, of_query, near)
+        order = np.lexsort((found, -full), axis=1)[:, :k]
+        scores = np.take_along_axis(full, order, axis=1)
+        rows = np.take_along_axis(found, order, axis=1)
+        if (few := np.flatnonzero(np.isinf(scores[:, -1]))).size:
+            scores[few], rows[few] = self.exact.search(queries[few], k)
         return scores, rows
 
     @property
@@ -301,10 +300,15 @@ def _measure(
         each = recalls(slice(0, half))
         return bool(each.mean() - 2 * each.std() / math.sqrt(len(each)) >= wanted)
 
-    effort = 16 if found.is_graph else min(1, found.most_effort)
-    found.effort = effort
-    while effort < found.most_effort and not enough():
-        effort = found.effort = min(max(effort + 1, effort * 5 // 4), found.most_effort)
+    # Comparing more rows in full costs more than a little more effort: first without.
+    for refine in sorted({1, found.refine}):
+        found.refine = refine
+        found.effort = 16 if found.is_graph else min(1, found.most_effort)
+        while not (reached := enough()) and found.effort < found.most_effort:
+            more = max(found.effort + 1, found.effort * 5 // 4)
+            found.effort = min(more, found.most_effort)
+        if reached:
+            break
 
     def milliseconds(index: Index | ApproximateIndex) -> float:
         times = []
@@ -315,7 +319,8 @@ def _measure(
         return 1000 * float(np.median(times))
 
     return {
-        "effort": effort,
+        "effort": found.effort,
+        "refine": found.refine,
         "recall": float(recalls(slice(half, None)).mean()),
         "wanted": wanted,
         "queries": f"{len(queries) - half} {what}",

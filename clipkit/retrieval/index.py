@@ -17,7 +17,7 @@ from clipkit.retrieval.codes import open_codes
 from clipkit.retrieval.scan import Approximation, CodeScan, FloatScan
 from clipkit.retrieval.store import EmbeddingStore
 
-_BLOCK_SCORES = 2**18  # 1 MiB: what is multiplied is compared while it is in the cache
+_BLOCK_SCORES = 2**20  # 4 MiB: what is multiplied is compared while it is in the cache
 _MOST_ROWS = 65_536  # a block
 _MOST_BYTES = 32 * 2**20  # of a block, which may be converted to float32
 _QUERIES = 256  # at a time

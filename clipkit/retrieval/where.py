@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from clipkit.errors import ConfigError
+from clipkit.errors import CheckpointError, ConfigError
+from clipkit.retrieval.store import TABLE
 
 if TYPE_CHECKING:
     from clipkit.retrieval.store import EmbeddingStore
@@ -53,24 +55,51 @@ def rows_where(store: EmbeddingStore, where: str | Sequence[str]) -> np.ndarray 
     conditions = [where] if isinstance(where, str) else list(where)
     if not conditions:
         return None
-    mask = np.ones(len(store), dtype=bool)
-    for condition in conditions:
-        mask &= _meets(store.table, condition)
-    return mask
+    columns = {condition: _column(store.schema, condition) for condition in conditions}
+    parts = []
+    for table in _tables(store, sorted(set(columns.values()))):
+        mask = np.ones(len(table), dtype=bool)
+        for condition, name in columns.items():
+            mask &= _meets(table, name, condition)
+        parts.append(mask)
+    return np.concatenate([np.zeros(0, dtype=bool), *parts])
 
 
-def _meets(table: pa.Table, condition: str) -> np.ndarray:
+def _column(schema: pa.Schema, condition: str) -> str:
+    """The column that a condition looks at."""
     match = _CONDITION.fullmatch(condition)
     if match is None:
         raise ConfigError(
             f"where: {condition!r} is no condition; write COLUMN OP VALUE, such as 'width>=512', "
             f"with one of {' '.join(_COMPARE)} ~"
         )
-    name, op, text = match["column"], match["op"], match["value"]
-    if name not in table.column_names:
-        near = difflib.get_close_matches(name, table.column_names, 1)
-        hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(table.column_names)}."
+    name = match["column"]
+    if name not in schema.names:
+        near = difflib.get_close_matches(name, schema.names, 1)
+        hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(schema.names)}."
         raise ConfigError(f"where: {name}: no such column. {hint}")
+    return str(name)
+
+
+def _tables(store: EmbeddingStore, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Some columns of the store, file by file, so that no more is in memory than one has."""
+    for name in store.manifest["parts"]:
+        if not name.startswith(TABLE):
+            continue
+        path = store.folder / name
+        try:
+            with path.open("rb") as file:
+                yield pq.read_table(file, columns=list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise CheckpointError(
+                f"{path}: cannot be read; embed again into another folder"
+            ) from error
+
+
+def _meets(table: pa.Table, name: str, condition: str) -> np.ndarray:
+    match = _CONDITION.fullmatch(condition)
+    assert match is not None
+    op, text = match["op"], match["value"]
     column = table[name]
     if op == "~":
         if not _is_text(column.type):
