@@ -233,6 +233,7 @@ _MAY_BE_ZERO = {
     "seed",
     "data.workers",
     "data.cache_gb",
+    "data.decoded_gb",
     "data.holdout",
     "data.max_loss_share",
     "data.max_skip_share",

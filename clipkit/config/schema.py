@@ -112,6 +112,9 @@ class DataConfig:
     shuffle_window: int = 4096
     # What is read of remote files is kept on the local disk, for all runs together, up to this.
     cache_gb: float = 10.0
+    # Decoded training images are kept in memory up to this, in each process that decodes, for
+    # sets that fit: each is decoded once a run and not once an epoch.
+    decoded_gb: float = 0.0
     max_image_pixels: int = 64_000_000  # larger images are skipped before they are decoded
     # Of the samples of ``train``, those lost to damaged shards; above it a run does not start.
     max_loss_share: float = 0.001

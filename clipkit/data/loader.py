@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from clipkit.config.schema import DataConfig, PreprocessConfig
+from clipkit.data.kept_images import KeptImages
 from clipkit.data.mixture import MixtureReader
 from clipkit.data.mixture_order import MixtureOrder
 from clipkit.data.order import Order
@@ -90,6 +91,7 @@ def build_train_loader(
         augment=config.augment,
         seed=seed,
         groups=groups,
+        decoded=KeptImages(round(config.decoded_gb * 1e9)),
     )
     pieces = TrainPieces(maker, order, batch_size, rank, world_size, config.cache_gb)
     steps_here = range(start_step, max(start_step, steps))

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from clipkit.config.schema import AugmentConfig, PreprocessConfig
 from clipkit.data.ahead import ReadAhead
 from clipkit.data.decode import decode_for_training, decode_image
+from clipkit.data.kept_images import KeptImages
 from clipkit.data.mixture_order import MixtureOrder
 from clipkit.data.order import Order
 from clipkit.data.reader import Reader, SampleError, field_of
@@ -65,6 +66,7 @@ class PieceMaker:
     texts: bool = True
     groups: bool = False  # whether to tell equal captions and images
     fields: tuple[str, ...] | None = None  # of the metadata, to describe items with; None: none are
+    decoded: KeptImages = field(default_factory=lambda: KeptImages(0))
 
     def make(
         self, rows: np.ndarray, positions: np.ndarray, pairs: list[Future[Pair]] | None = None
@@ -79,7 +81,7 @@ class PieceMaker:
             item: Item | None = None
             try:
                 pair = self.reader[row] if pairs is None else pairs[i].result()
-                caption, image, size_here = self._use(pair, position)
+                caption, image, size_here = self._use(pair, row, position)
                 item = self._describe(row, pair, caption, size_here)
             except SampleError as error:
                 caption, image = "", None
@@ -125,7 +127,9 @@ class PieceMaker:
         metadata = {name: field_of(pair.metadata, name) for name in self.fields}
         return Item(pair.origin, caption or None, path, offset, width, height, metadata)
 
-    def _use(self, pair: Pair, position: int) -> tuple[str, Tensor | None, tuple[int, int] | None]:
+    def _use(
+        self, pair: Pair, row: int, position: int
+    ) -> tuple[str, Tensor | None, tuple[int, int] | None]:
         """The clean caption of a pair, its (3, S, S) uint8 pixels, and the (width, height) of
         the picture they are of.
 
@@ -144,8 +148,11 @@ class PieceMaker:
         if self.augment is None:
             image = decode_image(pair.image, max_pixels=self.max_pixels)
             return caption, eval_transform(image, self.preprocess), image.size
-        at_least = smallest_decoded_edge(self.preprocess, self.augment)
-        decoded = decode_for_training(pair.image, max_pixels=self.max_pixels, at_least=at_least)
+        decoded = self.decoded.get(row)
+        if decoded is None:
+            at_least = smallest_decoded_edge(self.preprocess, self.augment)
+            decoded = decode_for_training(pair.image, max_pixels=self.max_pixels, at_least=at_least)
+            self.decoded.put(row, decoded)
         pixels = train_transform(decoded, self.preprocess, self.augment, self.seed, position)
         return caption, pixels, None
 

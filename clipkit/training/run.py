@@ -25,6 +25,7 @@ _FREE = (
     "data.evaluate",
     "data.workers",
     "data.cache_gb",
+    "data.decoded_gb",
     "data.max_loss_share",
     "data.max_skip_share",
     "train.save_every",

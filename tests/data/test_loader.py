@@ -320,3 +320,31 @@ def test_signals_are_as_before(reader, tokenizer):
     before = signal.getsignal(signal.SIGCHLD), signal.getsignal(signal.SIGTERM)
     list(train_loader(reader, tokenizer, workers=1, steps=1))
     assert (signal.getsignal(signal.SIGCHLD), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 3e-5])
+def test_kept_images_change_no_bit_and_spare_decoding(reader, tokenizer, gigabytes, monkeypatch):
+    """All of them, or the few that fit into 30 kB; the broken one is skipped in every epoch."""
+    from clipkit.data import pieces
+
+    decoded = []
+    decode = pieces.decode_for_training
+
+    def count(data, **options):
+        decoded.append(len(data))
+        return decode(data, **options)
+
+    plain = trace(train_loader(reader, tokenizer, steps=9))
+    monkeypatch.setattr(pieces, "decode_for_training", count)
+    config = DataConfig(
+        augment=AUGMENT, workers=0, shuffle_chunk=4, shuffle_window=16, decoded_gb=gigabytes
+    )
+    kept = build_train_loader(
+        reader, config, PREPROCESS, tokenizer, batch_size=30, start_step=0, steps=9, seed=5
+    )
+    assert_same(trace(kept), plain)
+    epochs, usable = 3, 88  # of 90 samples; the blank caption is not decoded
+    most = epochs * (usable + 1)
+    assert (
+        len(decoded) == usable + epochs if gigabytes == 1 else usable + epochs < len(decoded) < most
+    )
