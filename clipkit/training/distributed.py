@@ -117,6 +117,13 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+@torch.no_grad()
+def is_finite(model: nn.Module) -> bool:
+    """Whether what this rank holds of the weights has no NaN and no Inf."""
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return all(bool(torch.isfinite(part).all()) for part in local)
+
+
 def clip_gradients(model: nn.Module, max_norm: float | None) -> dict[str, Tensor]:
     """Scales all gradients down to a total norm of at most ``max_norm``.
 

@@ -30,7 +30,7 @@ from clipkit.models import DualEncoder
 from clipkit.training.build import build_accelerator, build_training_model, wrap_model
 from clipkit.training.card import model_card
 from clipkit.training.ceiling import find_ceiling
-from clipkit.training.distributed import Ranks, clip_gradients, gathered
+from clipkit.training.distributed import Ranks, clip_gradients, gathered, is_finite
 from clipkit.training.ema import WeightAverage
 from clipkit.training.failpoint import failpoint
 from clipkit.training.faults import (
@@ -221,23 +221,35 @@ def _train(
         step=start,
     )
     held.saver = saver
+    nonfinite = 0  # steps in a row, the last included
 
     def totals() -> dict[str, int]:
         return dict(sum(gather_object([counts]), start=Counter(state.counts)))
 
+    def diverged(step: int, what: str) -> NonFiniteError:
+        error = NonFiniteError(
+            f"step {step}: {what}; lower optim.lr (now {config.optim.lr}), or raise "
+            f"train.precision (now {config.train.precision}). Checkpoints, if any, are as they were"
+        )
+        error.said = rank > 0  # all ranks know
+        return error
+
     def save(step: int) -> None:
+        # These would push out of the folder all that there is to go on from.
+        if together.most(not is_finite(model))[0]:
+            raise diverged(step, "the weights are not finite, so they are not saved")
         saver.save(step, totals())
 
     def leave(step: int, number: int) -> NoReturn:
         """Ends a run that was asked to stop; what it has done is kept."""
-        if step > saver.step:
+        if step > saver.step and not nonfinite:
             save(step)
         saver.wait()
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise Preempted(
-            f"{folder}: stopped by {signal.Signals(number).name} and saved at step {step}; run the "
-            "same command to go on"
+            f"{folder}: stopped by {signal.Signals(number).name} and saved at step {saver.step}; "
+            "run the same command to go on"
         )
 
     def measure(step: int, *, ema: bool = False) -> dict[str, dict[str, float]]:
@@ -303,7 +315,6 @@ def _train(
     train_step = TrainStep(wrapped, model, accelerator, config)
     wrapped.train()
     counts: Counter[str] = Counter()  # of this rank, since this start
-    nonfinite = 0
     spikes = Spikes()
     ceiling = find_ceiling(device, config.train.precision)
     log.begin(ceiling, ranks=ranks)
@@ -329,7 +340,7 @@ def _train(
             raise_first(fault)
         if stopped:
             leave(step, stopped)
-        if due and step > saver.step:
+        if due and step > saver.step and not nonfinite:
             save(step)
 
         lr = learning_rate(step, steps, config.optim)
@@ -357,10 +368,8 @@ def _train(
                 f"samples are named in {where}"
             )
             if nonfinite >= MAX_NONFINITE_STEPS:
-                raise NonFiniteError(
-                    f"step {step + 1}: {nonfinite} steps in a row had a gradient that is not "
-                    f"finite; lower optim.lr (now {config.optim.lr}), or raise train.precision "
-                    f"(now {config.train.precision}). Checkpoints, if any, are as they were"
+                raise diverged(
+                    step + 1, f"{nonfinite} steps in a row had a gradient that is not finite"
                 )
         wrapped_optimizer.zero_grad(set_to_none=True)
 
@@ -398,7 +407,10 @@ def _train(
             )
             meter.restart()
         last = done == steps
-        if done % config.train.save_every == 0 or last:
+        if last and nonfinite:
+            raise diverged(done, "the run ends in steps whose gradient is not finite")
+        # In a row of such steps the weights are mostly lost, though they may be finite still.
+        if (done % config.train.save_every == 0 and not nonfinite) or last:
             save(done)
             meter.restart()
         if config.eval.every and done % config.eval.every == 0 and not last:

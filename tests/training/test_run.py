@@ -472,6 +472,33 @@ def test_training_that_is_not_finite_ends_with_exit_5(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_weights_that_diverged_are_never_saved(clipkit: Run, tmp_path: Path, ranks: int) -> None:
+    config = write_config(tmp_path, data__evaluate={})
+    changes = ["train.distributed=fsdp", "train.checkpoint=sharded", "train.steps=6"]
+    sound = clipkit("train", config, *changes, ranks=ranks)
+    assert sound.returncode == 0, sound.stderr
+    shutil.rmtree(tmp_path / "run" / "model")
+    folder = tmp_path / "run" / "checkpoints"
+    before = sorted(path.name for path in folder.iterdir())
+    # Three steps more: too few for ten in a row, and enough to end.
+    changes = [*changes[:2], "train.steps=9", "optim.lr=1e30", "optim.grad_clip=null"]
+    allowed = ["--allow-change", "train.steps", "--allow-change", "optim"]
+    result = clipkit("train", config, *changes, *allowed, ranks=ranks)
+    assert said(result).count("step 9: the run ends in steps whose gradient is not finite") == 1
+    assert json.loads((tmp_path / "run/status.json").read_text())["exit_code"] == 5
+    assert sorted(path.name for path in folder.iterdir()) == before
+    # Weights that one step took out of range, before any gradient shows it.
+    result = clipkit(
+        "train", config, *changes, "train.steps=7", "optim.weight_decay=1e30", *allowed, ranks=ranks
+    )
+    assert said(result).count("step 7: the weights are not finite, so they are not saved") == 1
+    assert json.loads((tmp_path / "run/status.json").read_text())["exit_code"] == 5
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.slow
 def test_a_mistake_that_was_put_right_does_not_stand_in_the_way(
     clipkit: Run, tmp_path: Path
 ) -> None:
