@@ -152,10 +152,13 @@ def validate(config: Config) -> None:
         raise ConfigError(f"optim.betas: {list(config.optim.betas)}; each from 0 to below 1")
     if not all(std > 0 for std in config.preprocess.std):
         raise ConfigError(f"preprocess.std: {list(config.preprocess.std)}; each must be above 0")
-    if config.seed >= 2**63:
-        raise ConfigError(f"seed: {config.seed}; it must be below 2**63")
     if train.batch_size == 1:
         raise ConfigError("train.batch_size: 1 has no negatives, so nothing would be learned")
+    if train.batch_size == train.accumulate:
+        raise ConfigError(
+            f"train.accumulate: {train.accumulate} makes parts of one pair, which have no "
+            "negatives; use less, or train.micro_batch, which keeps those of the batch"
+        )
     if train.micro_batch is not None and train.accumulate != 1:
         raise ConfigError(
             f"train.micro_batch: {train.micro_batch} with train.accumulate {train.accumulate}; "
@@ -259,6 +262,8 @@ def _check_numbers(tree: dict[str, Any], prefix: str = "") -> None:
         elif isinstance(value, list):
             parts = {str(n): each for n, each in enumerate(value) if isinstance(each, dict)}
             _check_numbers(parts, f"{key}.")
+            if not all(math.isfinite(each) for each in value if isinstance(each, int | float)):
+                raise ConfigError(f"{key}: {value}; each must be a finite number")
         elif isinstance(value, bool) or key.endswith(".filter.min_score"):
             continue
         elif isinstance(value, int | float):
@@ -269,6 +274,8 @@ def _check_numbers(tree: dict[str, Any], prefix: str = "") -> None:
                 raise ConfigError(
                     f"{key}: {value}; it must be {'0 or more' if zero else 'above 0'}"
                 )
+            if isinstance(value, int) and value >= 2**63:
+                raise ConfigError(f"{key}: {value}; it must be below 2**63")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

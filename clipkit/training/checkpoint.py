@@ -192,7 +192,7 @@ def _fault(checkpoint: Path, name: str, facts: dict[str, Any]) -> str | None:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Finished ones, the newest first."""
-    found = [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
+    found = [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdecimal()]
     return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
 
 

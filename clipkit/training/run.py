@@ -123,14 +123,15 @@ def check_unchanged(config: Config, folder: Path, allowed: Sequence[str]) -> lis
         A line for each key that changed and may.
 
     Raises:
-        RunRefused: a key that decides what is learned has changed.
+        RunRefused: a key that decides what is learned has changed, or what the run was started
+            with cannot be read.
     """
     path = folder / "config.yaml"
     changed: list[str] = []
     refused: list[str] = []
     if path.is_file():
         # A key that came with a later version was at its default before.
-        saved = dict(_leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        saved = dict(_leaves(_saved_config(path)))
         defaults = dict(_leaves(config_to_dict(Config())))
         # An empty section by default is none beside what it now holds.
         held = [key for key, value in defaults.items() if value == {}]
@@ -150,6 +151,19 @@ def check_unchanged(config: Config, folder: Path, allowed: Sequence[str]) -> lis
             f"another output to start anew, or go on with {keys}"
         )
     return changed
+
+
+def _saved_config(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise RunRefused(
+            f"{path}: what this run was started with cannot be read. Restore it from a copy, set "
+            "another output to start anew, or remove it to go on with the config as it is now"
+        )
+    return tree
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -472,6 +472,20 @@ def test_training_that_is_not_finite_ends_with_exit_5(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("text", [b"", b"optim: [", b"\xff\xfe"])
+def test_a_damaged_config_of_the_run_is_refused_by_name(
+    clipkit: Run, tmp_path: Path, text: bytes
+) -> None:
+    config = write_config(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_bytes(text)
+    result = clipkit("train", config)
+    assert result.returncode == 4, result.stderr
+    assert "run/config.yaml: what this run was started with cannot be read" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_weights_that_diverged_are_never_saved(clipkit: Run, tmp_path: Path, ranks: int) -> None:
     config = write_config(tmp_path, data__evaluate={})
