@@ -17,6 +17,7 @@ from clipkit.retrieval.commands import add_embed_arguments
 from clipkit.retrieval.data_commands import add_data_arguments
 from clipkit.retrieval.index_command import add_index_arguments
 from clipkit.retrieval.search_command import add_search_arguments
+from clipkit.serve.commands import add_serve_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("embed", add_embed_arguments, "embed images and captions into a store"),
         ("index", add_index_arguments, "make the search in a store faster"),
         ("search", add_search_arguments, "find images in a store by text or by image"),
+        ("serve", add_serve_arguments, "search a store in the browser"),
         ("classify", add_classify_arguments, "sort images into classes named in words"),
         ("eval", add_eval_arguments, "measure retrieval on a data set"),
         ("data", add_data_arguments, "check a data set, or pack it into shards"),

@@ -29,8 +29,9 @@ ALLOWED: dict[str, set[str]] = {
     "encoder": {*TOWERS, *SHOWN},
     "evaluation": {*TOWERS, *SHOWN, "encoder"},
     "retrieval": {*TOWERS, *SHOWN, "encoder"},
+    "serve": {*TOWERS, *SHOWN, "encoder", "retrieval"},
     "training": {*TOWERS, *SHOWN, "encoder", "evaluation", "retrieval"},
-    "cli": {*TOWERS, *SHOWN, "encoder", "evaluation", "retrieval", "training"},
+    "cli": {*TOWERS, *SHOWN, "encoder", "evaluation", "retrieval", "serve", "training"},
     "__init__": {*TOWERS, *SHOWN, "encoder", "evaluation", "retrieval", "training"},
     "__main__": {"cli"},
 }

@@ -62,14 +62,24 @@ def thumbnail(data: bytes | Image.Image | None) -> str | None:
     if data is None:
         return None
     try:
-        image = decode_image(data, max_pixels=MAX_IMAGE_PIXELS) if isinstance(data, bytes) else data
+        picture = small_webp(data, _THUMBNAIL)
     except ImageError:
         return None
+    return "data:image/webp;base64," + base64.b64encode(picture).decode()
+
+
+def small_webp(data: bytes | Image.Image, edge: int) -> bytes:
+    """A picture as WebP, its longest edge at most so long.
+
+    Raises:
+        ImageError: it cannot be decoded.
+    """
+    image = decode_image(data, max_pixels=MAX_IMAGE_PIXELS) if isinstance(data, bytes) else data
     image = image.copy()
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    image.thumbnail((edge, edge))
     buffer = BytesIO()
     image.save(buffer, "WEBP", quality=82)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def page(title: str, subtitle: str, sections: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ def search_page(store: EmbeddingStore, found: Sequence[SearchResult]) -> tuple[s
     Returns:
         The page in HTML, and what keeps its pictures from being shown, if something does.
     """
-    reader, fault = _reader_of(store)
+    reader, fault = reader_of(store)
     shown = []
     for result in found:
         image = result.query.image
@@ -48,7 +48,7 @@ def search_page(store: EmbeddingStore, found: Sequence[SearchResult]) -> tuple[s
 
 def notebook_gallery(result: SearchResult) -> str:
     """A result for a notebook: pictures, scores and captions, with styles of its own."""
-    reader, fault = _reader_of(result.store)
+    reader, fault = reader_of(result.store)
     cells = []
     for hit in result:
         answer = _answer(hit, reader)
@@ -71,7 +71,7 @@ def notebook_gallery(result: SearchResult) -> str:
     )
 
 
-def _reader_of(store: EmbeddingStore) -> tuple[Reader | None, str | None]:
+def reader_of(store: EmbeddingStore) -> tuple[Reader | None, str | None]:
     """The source a store was made from, if it is still there and as it was."""
     try:
         reader = open_source(store.source, progress=False)

@@ -96,7 +96,8 @@ class EmbeddingStore:
         return pa.concat_tables([self._read(i) for i in range(len(self._tables))])
 
     def items(self, rows: Sequence[int] | np.ndarray) -> pa.Table:
-        """The items of some rows, in that order; no more is read of the table than they need.
+        """The items of some rows, in that order; no more is read of the table than they need,
+        and nothing once all of it is in memory.
 
         Raises:
             IndexError: there is no such row.
@@ -105,6 +106,8 @@ class EmbeddingStore:
         wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {len(self)}")
+        if "table" in self.__dict__:  # in memory already
+            return self.table.take(pa.array(wanted, pa.int64()))
         distinct, place = np.unique(wanted, return_inverse=True)
         file = np.searchsorted(self._ends, distinct, side="right")
         pieces = []
