@@ -38,9 +38,9 @@ def store_facts(store: EmbeddingStore, *, kind: str, fault: str | None) -> dict[
         "searched": kind,
         "fault": None if fault is None else escape_control(fault),
         "columns": [
-            _column(store, field.name, kind)
+            _column(store, field.name, of)
             for field in store.schema
-            if field.name not in _NOT_FOR_FILTERS and (kind := _kind(field.type))
+            if field.name not in _NOT_FOR_FILTERS and (of := _kind(field.type))
         ],
         "examples": _examples(store),
     }
