@@ -2,6 +2,7 @@
 # Trains on the shipped emoji on the CPU, evaluates, answers three text searches and writes a page.
 # Does all its set-up. Run again, it goes on where it stopped, or shows the finished run again.
 set -euo pipefail
+CLIPKIT_EXTRAS=serve
 source "$(dirname "$0")/setup.sh"
 
 run=runs/emoji
@@ -19,6 +20,7 @@ clipkit eval "$run" 'data/emoji/held-out-*.tar' \
 
 say "3. Search all emoji by text"
 clipkit embed "$run" 'data/emoji/*.tar' "$run/store" --overwrite
+clipkit index "$run/store"
 echo
 clipkit search "$run/store" -k 6 --html "$run/search.html" \
     "woman astronaut: dark skin tone" "flag: Japan" "red apple"
@@ -26,3 +28,4 @@ clipkit search "$run/store" -k 6 --html "$run/search.html" \
 say "Done"
 echo "the model   $run/model (loads with transformers and sentence-transformers, too)"
 echo "the pages   $run/report.html and $run/search.html"
+echo "to search   .venv/bin/clipkit serve"
