@@ -10,4 +10,5 @@ source "$(dirname "$0")/setup.sh"
 python -m ruff format --check .
 python -m ruff check .
 python -m mypy
-python -m pytest "$@"
+# Two at a time: most of these tests wait for processes that start. What a file shares is made once.
+OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile "$@"

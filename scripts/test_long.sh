@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The matrices that are too long for every change, some twenty minutes on two cores; the result
+# The matrices that are too long for every change, about an hour on two cores; the result
 # goes to scripts/results/test_long.md with date and versions:
 #
 #   bash scripts/test_long.sh
@@ -44,8 +44,12 @@ CLIPKIT_MATRIX=full run "19 kinds of source × (0 or 2 workers, 1 or 2 ranks) ×
     python -m pytest tests/data/test_matrix.py
 CLIPKIT_MATRIX=full run "42 random kill -9 of training: 1 rank, 2 ranks over DDP and over FSDP2" \
     python -m pytest tests/training/test_random_kills.py --timeout 3600
+CLIPKIT_MATRIX=full run "kill -9 in each part of a sharded save" \
+    python -m pytest tests/training/test_saving.py --timeout 3600
 CLIPKIT_MATRIX=full run "losses, gradients and weights on 2 and 4 ranks are one process's" \
     python -m pytest tests/training/test_equivalence.py --timeout 3600
+CLIPKIT_MATRIX=full run "200,000 images embedded, killed ten times with 1, 2 and 4 ranks; a store of 4 GB written" \
+    python -m pytest tests/retrieval/test_embed.py --timeout 3600
 CLIPKIT_MUTATIONS=2000 run "2,000 random mutations each of a tar and of JPEGs" \
     python -m pytest tests/data/test_mutations.py
 CLIPKIT_MATRIX=full run "a store of 4.5 GB is indexed and searched in 300 MB of its own" \
