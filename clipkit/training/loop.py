@@ -89,7 +89,14 @@ def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
     held = _Held()
     try:
         with stop_signals() as stop:
-            return _train(config, folder, allow_change, stop, held)
+            try:
+                return _train(config, folder, allow_change, stop, held)
+            except RuntimeError as error:
+                # What torch raises depends on what this rank was doing when another died. The
+                # launcher's SIGTERM, which may come at any moment now, still only makes a note.
+                if held.peers is not None and (lost := held.peers.lost(patience=10)):
+                    held.peers.leave(lost)
+                raise error
     except RunRefused:
         raise
     except ClipkitError as error:
@@ -101,11 +108,6 @@ def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
         if folder.is_dir():
             write_status(folder, "interrupted", 130)
         raise
-    except RuntimeError as error:
-        # What torch raises depends on what this rank was doing when another died.
-        if held.peers is not None and (lost := held.peers.lost(patience=10)):
-            held.peers.leave(lost)
-        raise error
     finally:
         held.release()
 
