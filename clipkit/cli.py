@@ -57,10 +57,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone, as with ``| head``: nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _fail(f"out of memory; {_LESS_MEMORY.get(args.command, 'close what takes it')}", 2)
     except OSError as error:
         # A full disk, a folder that may not be written: the path says where.
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 4)
+
+
+_LESS_MEMORY = {
+    "train": "lower train.batch_size, or set train.micro_batch; --dry-run estimates what it takes",
+    "embed": "lower --batch-size",
+}
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory was refused, by Python, by torch on the CPU, or by torch on a GPU."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import ENVIRONMENT
+from command_line import ENVIRONMENT, ROOT
 
 _SCRIPT = """
 import atexit, sys
@@ -26,6 +26,18 @@ def test_what_is_registered_for_the_end_runs_and_the_code_stays() -> None:
     assert result.returncode == 3
     assert result.stdout == "at the end\n"
     assert "nowhere.tar: no such file" in result.stderr
+
+
+@pytest.mark.slow
+def test_out_of_memory_is_one_line_with_advice(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "clipkit", "train", "configs/emoji.yaml", f"output={tmp_path}/run",
+         "model.vision.width=1048576", "model.vision.heads=1"],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("clipkit: out of memory; lower train.batch")
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

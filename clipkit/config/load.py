@@ -95,6 +95,10 @@ def validate(config: Config) -> None:
     """
     _check_numbers(config_to_dict(config))
     train, data, model = config.train, config.data, config.model
+    if Path(config.output).name in ("", ".."):
+        raise ConfigError(
+            f"output: {config.output!r} does not name a folder of its own; use, e.g., runs/mine"
+        )
     if data.train.path and data.mix:
         raise ConfigError("data.train, data.mix: both name sources; leave one of them out")
     sources = {"data.train": data.train}

@@ -120,8 +120,9 @@ def _thin(series: Series) -> Series:
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    if low == high:
-        return low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
+    size = max(abs(low), abs(high), 1e-9)
+    if high - low <= 1e-9 * size:  # as good as level: what rounding moves is no curve
+        return low - size / 2, high + size / 2
     return low, high
 
 

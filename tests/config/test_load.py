@@ -58,6 +58,8 @@ def test_the_resolved_config_is_read_back_as_it_was(config_file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("output=.", "output: '.' does not name a folder of its own"),
+        ("output=/", "output: '/' does not name a folder of its own"),
         ("optim.lrr=1", "optim.lrr: no such key. Did you mean optim.lr?"),
         ("lr=1", "lr: no such key. Did you mean optim.lr?"),
         ("optm.lr=1", "optm: no such key. Did you mean optim?"),

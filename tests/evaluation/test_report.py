@@ -153,6 +153,14 @@ def test_a_chart_leaves_gaps_where_values_are_not_finite() -> None:
     assert chart("loss", [Series("loss", [], [])]) is None
 
 
+@pytest.mark.parametrize("values", [[1.0, 1.0 + 1e-15], [0.0, 5e-324], [-3e-19, 0.0], [7.0, 7.0]])
+def test_a_curve_that_hardly_moves_is_level(values: list[float]) -> None:
+    html = chart("loss", [Series("loss", [1, 2], values)])
+    assert html is not None
+    (points,) = re.findall(r'points="([^"]*)"', html)
+    assert len({point.split(",")[1] for point in points.split()}) == 1
+
+
 def test_a_picture_that_cannot_be_decoded_is_left_out() -> None:
     assert thumbnail(b"<svg onload=alert(1)>") is None
     assert thumbnail(None) is None
