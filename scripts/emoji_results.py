@@ -2,6 +2,7 @@
 
     python scripts/emoji_results.py seeds       # held-out, mean and spread of seeds 0, 1, 2
     python scripts/emoji_results.py choices     # validation, seed 0, one choice undone at a time
+    python scripts/emoji_results.py since       # this tree beside the first that had the demo
 
 Everything goes through the command line, as a user would. Choices are judged on validation
 only; held-out is looked at by ``seeds`` alone, for reporting. Two to six minutes a run on two
@@ -17,11 +18,13 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+FIRST = "fce7024"  # the demo as it was first done: its code, its recipe
 CONFIG = "configs/emoji.yaml"
 EVERYTHING = [f"data/emoji/{split}-*.tar" for split in ("train", "validation", "held-out")]
 # What the recipe chose, each undone: name, and the overrides that undo it.
@@ -42,16 +45,19 @@ CHOICES: dict[str, list[str]] = {
 }
 
 
-def clipkit(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "clipkit", *arguments], cwd=ROOT, check=True)
+def clipkit(*arguments: str, tree: Path = ROOT) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "clipkit", *arguments],
+        cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, check=True,
+    )  # fmt: skip
 
 
-def train(folder: Path, *overrides: str) -> float:
+def train(folder: Path, *overrides: str, tree: Path = ROOT) -> float:
     """Trains a run unless it is there; returns its seconds from start to end."""
     clock = folder / "seconds.json"
     if not clock.is_file():
         begin = time.perf_counter()
-        clipkit("train", CONFIG, f"output={folder}", *overrides)
+        clipkit("train", CONFIG, f"output={folder}", *overrides, tree=tree)
         clock.write_text(json.dumps(time.perf_counter() - begin))
     seconds: float = json.loads(clock.read_text())
     return seconds
@@ -114,6 +120,35 @@ def choices(runs: Path) -> None:
     print("|---|---|---|---|---|", *table, sep="\n")
 
 
+def since(runs: Path, count: int) -> None:
+    """Trains by the code and recipe of ``FIRST`` and by those of this tree, in turns."""
+    names = {"then": FIRST, "now": "this tree"}
+    minutes: dict[str, list[float]] = {name: [] for name in names}
+    reached: dict[str, list[list[float]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        old = Path(folder) / "tree"
+        git = ["git", "-C", str(ROOT), "worktree"]
+        subprocess.run([*git, "add", "--quiet", "--detach", str(old), FIRST], check=True)
+        try:
+            for seed in range(count):
+                for name, tree in (("then", old), ("now", ROOT)):
+                    run = runs / f"{name}-{seed}"
+                    minutes[name].append(train(run, f"seed={seed}", tree=tree) / 60)
+                    own, full = (evaluate(run, "held-out", full=full) for full in (False, True))
+                    keys = ("text_to_image_R@1", "text_to_image_R@5")
+                    reached[name].append([own[keys[0]], own[keys[1]], full[keys[0]]])
+        finally:
+            subprocess.run([*git, "remove", "--force", str(old)], check=True)
+    print(f"\n| held-out, {count} seeds | minutes | R@1 | R@5 | R@1, gallery of all emoji |")
+    print("|---|---|---|---|---|")
+    for name, what in names.items():
+        cells = [f"{statistics.mean(each):.3f}" for each in zip(*reached[name], strict=True)]
+        took = ", ".join(f"{each:.1f}" for each in minutes[name])
+        print(f"| {name}: {what} | {took} | {' | '.join(cells)} |")
+    ratio = statistics.median(minutes["now"]) / statistics.median(minutes["then"])
+    print(f"\nclipkit train, now / then: {ratio:.2f} of the time")
+
+
 def machine() -> str:
     """The day, the processor and the versions that decide the numbers."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
@@ -127,15 +162,15 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("seeds", "choices"))
+    parser.add_argument("what", choices=("seeds", "choices", "since"))
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "emoji-results")
     parser.add_argument("--count", type=int, default=3, help="how many seeds")
     args = parser.parse_args()
     args.runs.mkdir(parents=True, exist_ok=True)
-    if args.what == "seeds":
-        seeds(args.runs, args.count)
-    else:
+    if args.what == "choices":
         choices(args.runs)
+    else:
+        {"seeds": seeds, "since": since}[args.what](args.runs, args.count)
     print(machine())
 
 
