@@ -160,15 +160,14 @@ class Encoder:
         single = is_one_image(images)
         items: Iterable[ImageInput] = [images] if single else images  # type: ignore[list-item, assignment]
         parts: list[np.ndarray] = []
-        done = 0
+        # One by one: of a stream of images only the model's pixels are held, a batch of them.
+        pixels = (
+            eval_transform(open_image(item, where=f"images[{i}]"), self.preprocess)
+            for i, item in enumerate(items)
+        )
         with _bar(items, "image", progress) as bar:
-            for chunk in _chunks(items, batch_size):
-                pixels = [
-                    eval_transform(open_image(item, where=f"images[{done + i}]"), self.preprocess)
-                    for i, item in enumerate(chunk)
-                ]
-                parts.append(self._embed_pixels(torch.stack(pixels)))
-                done += len(chunk)
+            for chunk in _chunks(pixels, batch_size):
+                parts.append(self._embed_pixels(torch.stack(chunk)))
                 bar.update(len(chunk))
         embeds = _concatenate(parts, self.embed_dim)
         return embeds[0] if single else embeds

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clipkit.config.schema import DataConfig
 from clipkit.data import ImageError, decode_image, to_rgb
+from clipkit.data.files import is_url, read_all
 from clipkit.data.reader import MAX_IMAGE_BYTES
 from clipkit.data.tokenize import clean_caption
 from clipkit.errors import ClipkitError, DataError
@@ -29,13 +30,16 @@ _ACCEPTED = (
 )
 
 
-def open_image(item: Any, *, where: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+def open_image(
+    item: Any, *, where: str, max_pixels: int = MAX_IMAGE_PIXELS, urls: bool = False
+) -> Image.Image:
     """An image of any accepted kind as an RGB PIL image, by the one pixel policy.
 
     Args:
         item: see ``Encoder.encode_image``.
         where: what to call it in a message, e.g. ``images[3]``.
         max_pixels: above which an encoded image is refused before it is decoded.
+        urls: whether a ``str`` may be a URL, which is fetched.
 
     Raises:
         DataError: it cannot be read or decoded.
@@ -48,7 +52,9 @@ def open_image(item: Any, *, where: str, max_pixels: int = MAX_IMAGE_PIXELS) -> 
             return to_rgb(item)
         if isinstance(item, str | Path):
             where = str(item)
-            return decode_image(_read_file(Path(item)), max_pixels=max_pixels)
+            fetched = urls and is_url(where)
+            data = _fetch(where) if fetched else _read_file(Path(item))
+            return decode_image(data, max_pixels=max_pixels)
         if isinstance(item, bytes | bytearray | memoryview):
             return decode_image(bytes(item), max_pixels=max_pixels)
     except ImageError as error:
@@ -114,6 +120,13 @@ def _read_file(path: Path) -> bytes:
             return file.read(MAX_IMAGE_BYTES + 1)  # more than may be is refused as any bytes are
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _fetch(url: str) -> bytes:
+    try:
+        return read_all(url, MAX_IMAGE_BYTES)
+    except OSError as error:
+        raise DataError(f"{url}: cannot be fetched ({error.strerror or 'not there'})") from error
 
 
 def _plain(dtype: torch.dtype) -> str:

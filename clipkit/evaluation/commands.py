@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clipkit.display.arguments import count, positive
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from clipkit.evaluation.zero_shot import ZeroShotResult
+    from clipkit.evaluation.zero_shot_result import ZeroShotResult
 
 
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,6 +116,7 @@ def add_classify_arguments(parser: argparse.ArgumentParser) -> None:
         help="what stands around a label, e.g. 'a photo of a {}', or the name of a set: photo, "
         "art, sketch, satellite, texture",
     )
+    parser.add_argument("--urls", action="store_true", help="fetch images that are given as URLs")
     parser.add_argument("-k", type=positive, default=3, metavar="N", help="labels an image")
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N")
     parser.add_argument("--json", action="store_true", help="print a JSON object an image")
@@ -129,10 +128,10 @@ def run_classify(args: argparse.Namespace) -> int:
     and counted."""
     import sys
 
-    from clipkit.display.console import plain_warnings, progress_bar, remark
+    from clipkit.display.console import plain_warnings, remark
     from clipkit.encoder import load
     from clipkit.errors import ConfigError, DataError
-    from clipkit.evaluation.zero_shot import ZeroShotClassifier, ZeroShotResult
+    from clipkit.evaluation.zero_shot import ZeroShotClassifier
 
     names = _image_files(args.images)
     labels = [label.strip() for label in args.labels.split(",") if label.strip()]
@@ -144,17 +143,19 @@ def run_classify(args: argparse.Namespace) -> int:
     encoder = load(args.model)
     with plain_warnings():
         classifier = ZeroShotClassifier(encoder, labels, args.template)
-    failed: list[str] = []
+    failed = 0
     # On a terminal the results themselves are the progress.
-    with progress_bar("classify", len(names), "image", show=not sys.stdout.isatty()) as bar:
-        for chunk, images in _open_images(names, args.batch_size, failed):
-            embeds = encoder.encode_image(images, batch_size=args.batch_size)
-            result = ZeroShotResult(labels, classifier.probabilities(embeds), chunk)
-            _print_result(result, args.k, width=max(map(len, names)), as_json=args.json)
-            bar.update(len(chunk))
+    for result in classifier.stream(
+        names, batch_size=args.batch_size, urls=args.urls, progress=not sys.stdout.isatty()
+    ):
+        _print_result(result, args.k, width=max(map(len, names)), as_json=args.json)
+        faults = [fault for fault in result.faults if fault is not None]
+        failed += len(faults)
+        for fault in faults:
+            remark(fault)
     if failed:
-        remark(f"{len(failed)} of {len(names)} images cannot be read and were skipped")
-    if len(failed) == len(names):
+        remark(f"{failed} of {len(names)} images cannot be read and were skipped")
+    if failed == len(names):
         raise DataError(f"{names[0]}: not one of {len(names)} images can be read")
     return 0
 
@@ -167,56 +168,29 @@ def _image_files(names: Sequence[str]) -> list[str]:
     """
     from pathlib import Path
 
-    from clipkit.data.files import expand, walk
-    from clipkit.data.reader import IMAGE_EXTENSIONS
-    from clipkit.errors import DataError
+    from clipkit.data.files import expand
+    from clipkit.evaluation.images import folder_images
 
     found: list[str] = []
     for name in [each for given in names for each in expand(given)]:
         if Path(name).is_dir():
-            files = [f for f in walk(name) if f.lower().rsplit(".", 1)[-1] in IMAGE_EXTENSIONS]
-            if not files:
-                raise DataError(
-                    f"{name}: no images are in this folder (looked for "
-                    f"{', '.join(IMAGE_EXTENSIONS)})"
-                )
-            found += [str(Path(name) / file) for file in files]
+            found += folder_images(name)
         else:
             found.append(name)  # what is missing is named when it is its turn
     return found
 
 
-def _open_images(
-    names: Sequence[str], size: int, failed: list[str]
-) -> Iterator[tuple[list[str], list[Image]]]:
-    """Batches of images that can be read; the others are told, and added to ``failed``."""
-    from clipkit.display.console import remark
-    from clipkit.errors import DataError
-    from clipkit.inputs import open_image
-
-    for start in range(0, len(names), size):
-        kept, images = [], []
-        for name in names[start : start + size]:
-            try:
-                images.append(open_image(name, where=name))
-                kept.append(name)
-            except DataError as error:
-                remark(str(error))
-                failed.append(name)
-        if images:
-            yield kept, images
-
-
 def _print_result(result: ZeroShotResult, k: int, *, width: int, as_json: bool) -> None:
+    """A line an image that can be read."""
     import json
 
-    from clipkit.display.console import escape_control, pad
+    from clipkit.evaluation.zero_shot_result import format_result
 
-    label_width = max(map(len, result.labels))
-    for name, best in zip(result.names, result.top(k), strict=True):
+    for each, line in zip(result, format_result(result, k=k, width=width).split("\n"), strict=True):
+        if each.fault is not None:
+            continue
         if as_json:
-            scores = [{"label": label, "score": score} for label, score in best]
-            print(json.dumps({"image": name, "labels": scores}, ensure_ascii=False))
-        else:
-            cells = [f"{pad(label, label_width)} {score:6.1%}" for label, score in best]
-            print("  ".join([pad(escape_control(name), width), *cells]))
+            scores = [{"label": label, "score": score} for label, score in each.top(k)]
+            record = {"image": each.name, "label": each.label, "labels": scores}
+            line = json.dumps(record, ensure_ascii=False)
+        print(line)

@@ -5,48 +5,18 @@ Reference: CLIP, https://arxiv.org/abs/2103.00020, sections 3.1.2 and 3.1.4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from clipkit.display.console import escape_control
 from clipkit.encoder import Encoder
 from clipkit.errors import ConfigError
+from clipkit.evaluation.images import check_faults, embed_images
 from clipkit.evaluation.prompts import resolve_templates
+from clipkit.evaluation.zero_shot_result import ZeroShotResult
 from clipkit.inputs import ImageInput
 
-
-@dataclass(repr=False)
-class ZeroShotResult:
-    """What each image shows, in the order of the images.
-
-    Attributes:
-        labels: C labels.
-        scores: (N, C) float32, the probability of each label; rows sum to 1.
-        names: N names of the images, for showing.
-    """
-
-    labels: list[str]
-    scores: np.ndarray
-    names: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def top(self, k: int = 1) -> list[list[tuple[str, float]]]:
-        """For each image its k likeliest labels with their probabilities, the likeliest first."""
-        order = np.argsort(-self.scores, axis=1, kind="stable")[:, :k]
-        return [
-            [(self.labels[c], float(row[c])) for c in best]
-            for row, best in zip(self.scores, order, strict=True)
-        ]
-
-    def __repr__(self) -> str:
-        if not len(self):
-            return f"ZeroShotResult: no images, {len(self.labels)} labels"
-        return format_result(self, k=3, most=20)
+_THUMBNAILS = 200  # are kept of a call, some 3 KB each, for a notebook to show
 
 
 class ZeroShotClassifier:
@@ -77,6 +47,10 @@ class ZeroShotClassifier:
         labels: Sequence[str] | Mapping[str, Sequence[str]],
         templates: str | Sequence[str] | None = None,
     ) -> None:
+        if not isinstance(encoder, Encoder):
+            raise ConfigError(
+                f"model: a {type(encoder).__name__}; give what clipkit.load returns for it"
+            )
         self.encoder = encoder
         names = _names_of(labels)
         self.labels = list(names)
@@ -96,14 +70,73 @@ class ZeroShotClassifier:
         images: ImageInput | Iterable[ImageInput],
         *,
         batch_size: int = 64,
-        progress: bool = False,
+        urls: bool = False,
+        progress: bool = True,
     ) -> ZeroShotResult:
-        """Classifies one image or several; see ``Encoder.encode_image`` for what an image is."""
-        names = _image_names(images)
-        embeds = self.encoder.encode_image(images, batch_size=batch_size, progress=progress)
-        embeds = embeds.reshape(-1, self.encoder.embed_dim)  # (N, D), also for a single image
-        names = names or [f"image {i}" for i in range(len(embeds))]
-        return ZeroShotResult(self.labels, self.probabilities(embeds), names)
+        """Classifies one image or many, in the memory of a batch however many they are.
+
+        An image that cannot be read keeps its row: its scores are NaN, its ``fault`` says why,
+        and a warning tells how many there are.
+
+        Args:
+            images: a PIL image, a path, the bytes of an image file, an (H, W, 3) uint8 array or
+                a (3, H, W) uint8 tensor, RGB; several of them in a list, a generator or any
+                iterable, or in an array or tensor with one dimension more; a folder, for all
+                images below it; a column of a ``datasets`` table.
+            batch_size: images at a time.
+            urls: whether a ``str`` may be a URL, which is then fetched.
+            progress: whether to show a progress bar where it takes longer.
+
+        Raises:
+            DataError: not one image can be read; a folder without images.
+            ConfigError: ``batch_size`` is below 1; a ``datasets`` table without its column.
+        """
+        parts = list(
+            self.stream(
+                images, batch_size=batch_size, urls=urls, progress=progress, thumbnails=_THUMBNAILS
+            )
+        )
+        result = ZeroShotResult(
+            self.labels,
+            np.concatenate(
+                [np.zeros((0, len(self.labels)), np.float32), *(p.scores for p in parts)]
+            ),
+            [name for part in parts for name in part.names],
+            [fault for part in parts for fault in part.faults],
+            [small for part in parts for small in part.thumbnails],
+        )
+        check_faults(result.faults)
+        return result
+
+    def stream(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        *,
+        batch_size: int = 64,
+        urls: bool = False,
+        progress: bool = False,
+        thumbnails: int = 0,
+    ) -> Iterator[ZeroShotResult]:
+        """A result a batch, as soon as it is there: for more images than one wants to keep the
+        results of. Images that cannot be read are told by the results alone.
+
+        Args:
+            images: see ``__call__``, as for the other arguments.
+            batch_size: images at a time.
+            urls: whether URLs are fetched.
+            progress: whether to show a progress bar.
+            thumbnails: for the first so many images a small picture is kept.
+        """
+        for batch in embed_images(
+            self.encoder,
+            images,
+            batch_size=batch_size,
+            urls=urls,
+            progress=progress,
+            thumbnails=thumbnails,
+        ):
+            scores = self.probabilities(batch.embeds)
+            yield ZeroShotResult(self.labels, scores, batch.names, batch.faults, batch.thumbnails)
 
     def probabilities(self, image_embeds: np.ndarray) -> np.ndarray:
         """(N, D) image embeddings → (N, C) probabilities."""
@@ -112,28 +145,6 @@ class ZeroShotClassifier:
         exponentials = np.exp(logits)
         scores: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
         return scores.astype(np.float32)
-
-
-def format_result(result: ZeroShotResult, *, k: int, most: int | None = None) -> str:
-    """A table: one image a line, its k likeliest labels with probabilities.
-
-    Args:
-        result: what to show.
-        k: labels an image.
-        most: lines at most; what is left out is counted.
-    """
-    names = map(escape_control, result.names)
-    rows = list(zip(names, result.top(k), strict=True))
-    shown = rows if most is None else rows[:most]
-    width = max(len(name) for name, _ in shown)
-    label_width = max(len(label) for _, best in shown for label, _ in best)
-    lines = [
-        f"{name:<{width}}  " + "  ".join(f"{label:<{label_width}} {p:6.1%}" for label, p in best)
-        for name, best in shown
-    ]
-    if len(shown) < len(rows):
-        lines.append(f"… and {len(rows) - len(shown):,} more images")
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _names_of(labels: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -166,15 +177,3 @@ def _names_of(labels: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, 
         if not each or not all(isinstance(name, str) and name.strip() for name in each):
             raise ConfigError(f"labels: {label!r} has no name, or an empty one")
     return names
-
-
-def _image_names(images: object) -> list[str]:
-    """Names of images that have one: paths. A stream of images is not looked into."""
-    if isinstance(images, str | Path):
-        return [str(images)]
-    if isinstance(images, list | tuple):
-        return [
-            str(item) if isinstance(item, str | Path) else f"image {i}"
-            for i, item in enumerate(images)
-        ]
-    return []

@@ -129,6 +129,7 @@ def test_classify_takes_files_and_folders_and_names_what_it_cannot_read(
     assert main([*command, "--json", "--template", "a {}"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert sum(label["score"] for label in records[0]["labels"]) == pytest.approx(1)
+    assert records[0]["label"] == records[0]["labels"][0]["label"]
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,14 @@ def test_one_image_gives_one_row_and_top_sorts_it(tiny_encoder: Encoder) -> None
     assert best[0] in repr(result)
 
 
+def test_a_long_label_is_cut_and_told(tiny_encoder: Encoder) -> None:
+    with pytest.warns(UserWarning, match=r"1 of 2 texts were longer than the model's 16 tokens"):
+        classifier = ZeroShotClassifier(tiny_encoder, ["cat", "very " * 500 + "large dog"])
+    assert len(classifier(noise_image(0)).labels) == 2
+    with pytest.raises(ConfigError, match=r"model: a str; give what clipkit\.load returns"):
+        ZeroShotClassifier("runs/emoji", ["cat", "dog"])  # type: ignore[arg-type]
+
+
 def test_paths_name_the_rows_of_the_table(tiny_encoder: Encoder, tmp_path) -> None:
     paths = []
     for i in range(30):
