@@ -112,9 +112,17 @@ def add_classify_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--template",
+        "--templates",
         metavar="TEXT",
-        help="what stands around a label, e.g. 'a photo of a {}', or the name of a set: photo, "
-        "art, sketch, satellite, texture",
+        help="what stands around a label, e.g. 'a photo of a {}', or the name of a set: none, "
+        "photo, art, sketch, satellite, texture, medical, microscope, product, scene, action, "
+        "text",
+    )
+    parser.add_argument(
+        "--other",
+        type=float,
+        metavar="P",
+        help="below this probability of its likeliest label, from 0 to 1, an image is other",
     )
     parser.add_argument("--urls", action="store_true", help="fetch images that are given as URLs")
     parser.add_argument("-k", type=positive, default=3, metavar="N", help="labels an image")
@@ -142,7 +150,7 @@ def run_classify(args: argparse.Namespace) -> int:
         )
     encoder = load(args.model)
     with plain_warnings():
-        classifier = ZeroShotClassifier(encoder, labels, args.template)
+        classifier = ZeroShotClassifier(encoder, labels, args.template, other=args.other)
     failed = 0
     # On a terminal the results themselves are the progress.
     for result in classifier.stream(

@@ -5,16 +5,25 @@ Reference: CLIP, https://arxiv.org/abs/2103.00020, sections 3.1.2 and 3.1.4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from clipkit.data.tokenize import tokenize
+from clipkit.display.console import shorten
 from clipkit.encoder import Encoder
 from clipkit.errors import ConfigError
+from clipkit.evaluation.few_shot import best_scale, class_means, linear_probe, unit_rows
 from clipkit.evaluation.images import check_faults, embed_images
-from clipkit.evaluation.prompts import resolve_templates
+from clipkit.evaluation.labels import check_other, names_of, targets_of
+from clipkit.evaluation.prompts import class_embeds, resolve_templates
 from clipkit.evaluation.zero_shot_result import ZeroShotResult
-from clipkit.inputs import ImageInput
+from clipkit.inputs import ImageInput, is_one_image
+
+if TYPE_CHECKING:
+    from typing import Self
 
 _THUMBNAILS = 200  # are kept of a call, some 3 KB each, for a notebook to show
 
@@ -35,8 +44,18 @@ class ZeroShotClassifier:
         labels: the classes; or for each class its names in words, as many as one likes.
         templates: what stands around a name: see ``resolve_templates``.
 
+        other: below this probability of its likeliest label an image is ``other``.
+
+    Attributes:
+        labels: C labels.
+        class_embeds: (C, D) unit vectors, of the prompts alone.
+        weights, bias, scale: (C, D), (C,) and a number: the logits of image embeddings x, (N, D),
+            are ``scale * (x @ weights.T + bias)``. Until ``fit`` and ``calibrate`` change them:
+            ``class_embeds``, 0, and the model's scale.
+
     Raises:
-        ConfigError: no labels, an empty one, or the same one twice.
+        ConfigError: no labels, an empty one, or the same one twice; ``other`` is no probability,
+            or so low that it never wins.
 
     Reference: CLIP, https://arxiv.org/abs/2103.00020, section 3.1.4 (prompt ensembling).
     """
@@ -46,24 +65,27 @@ class ZeroShotClassifier:
         encoder: Encoder,
         labels: Sequence[str] | Mapping[str, Sequence[str]],
         templates: str | Sequence[str] | None = None,
+        *,
+        other: float | None = None,
     ) -> None:
         if not isinstance(encoder, Encoder):
             raise ConfigError(
                 f"model: a {type(encoder).__name__}; give what clipkit.load returns for it"
             )
         self.encoder = encoder
-        names = _names_of(labels)
-        self.labels = list(names)
+        names = names_of(labels)
+        self.labels, self.other = list(names), other
+        if other is not None:
+            check_other(other, self.labels)
         wordings = resolve_templates(templates)
         prompts = [
             [wording.replace("{}", name) for name in names[label] for wording in wordings]
             for label in self.labels
         ]
-        embeds = encoder.encode_text([prompt for each in prompts for prompt in each])
-        ends = np.cumsum([len(each) for each in prompts])
-        means = np.stack([part.mean(axis=0) for part in np.split(embeds, ends[:-1])])
-        # (C, D), unit length
-        self.class_embeds = means / np.linalg.norm(means, axis=1, keepdims=True).clip(1e-12)
+        self._warn_of_cut(prompts)
+        self.class_embeds = class_embeds(encoder, prompts)
+        self.weights, self.bias = self.class_embeds, np.zeros(len(names), dtype=np.float32)
+        self.scale = encoder.scale
 
     def __call__(
         self,
@@ -104,6 +126,7 @@ class ZeroShotClassifier:
             [name for part in parts for name in part.names],
             [fault for part in parts for fault in part.faults],
             [small for part in parts for small in part.thumbnails],
+            self.other,
         )
         check_faults(result.faults)
         return result
@@ -136,44 +159,164 @@ class ZeroShotClassifier:
             thumbnails=thumbnails,
         ):
             scores = self.probabilities(batch.embeds)
-            yield ZeroShotResult(self.labels, scores, batch.names, batch.faults, batch.thumbnails)
+            yield ZeroShotResult(
+                self.labels, scores, batch.names, batch.faults, batch.thumbnails, self.other
+            )
 
     def probabilities(self, image_embeds: np.ndarray) -> np.ndarray:
         """(N, D) image embeddings → (N, C) probabilities."""
-        logits = self.encoder.scale * (image_embeds @ self.class_embeds.T)
+        logits = self.scale * self._logits(image_embeds)
         logits -= logits.max(axis=1, keepdims=True)
         exponentials = np.exp(logits)
         scores: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
         return scores.astype(np.float32)
 
+    def fit(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        labels: Iterable[str],
+        *,
+        method: Literal["mean", "probe"] = "mean",
+        text_weight: float = 0.5,
+        l2: float = 0.1,
+        batch_size: int = 64,
+        urls: bool = False,
+        progress: bool = True,
+    ) -> Self:
+        """Learns from labelled images, some of each class, in a moment: the towers stay as they
+        are. What was fitted before is forgotten.
 
-def _names_of(labels: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Label → its names in words."""
-    if isinstance(labels, str):
-        raise ConfigError(f"labels: one text, {labels!r}; give a list of texts")
-    if not isinstance(labels, Sequence | Mapping):
-        raise ConfigError(
-            f"labels: a {type(labels).__name__}; give a list of texts, or a dict from each label "
-            "to its names"
+        ``mean``: a class is the direction of ``text_weight`` times its prompts' vector plus the
+        rest times the mean of its images.
+        ``probe``: a logistic regression with bias; its weights are drawn to ``text_weight``
+        times those of the zero-shot classifier.
+
+        Args:
+            images: see ``__call__``; those that cannot be read are left out, with a warning.
+            labels: of each image, in the same order; each of the classifier's at least once.
+            method: ``mean`` or ``probe``.
+            text_weight: how much the prompts say; 0: nothing, so that only the images do.
+            l2: of the probe, how strongly its weights are drawn; see ``linear_probe``.
+            batch_size: images at a time.
+            urls: whether URLs are fetched.
+            progress: whether to show a progress bar.
+
+        Raises:
+            ConfigError: a label that the classifier has not; one without an image; not as many
+                labels as images; a method or number that cannot be.
+            DataError: not one image can be read.
+
+        Reference: nearest class mean, https://arxiv.org/abs/1703.05175, section 2.2; linear probe,
+        CLIP, https://arxiv.org/abs/2103.00020, section 3.2.
+        """
+        if method not in ("mean", "probe"):
+            raise ConfigError(f"method: {method!r}; give mean or probe")
+        if not 0 <= text_weight <= 1:
+            raise ConfigError(f"text_weight: {text_weight}; give a number from 0 to 1")
+        if not 0 < l2 < float("inf"):
+            raise ConfigError(f"l2: {l2}; give a number above 0")
+        embeds, targets = self._labelled(images, labels, batch_size, urls, progress)
+        missing = np.setdiff1d(np.arange(len(self.labels)), targets)
+        if len(missing):
+            raise ConfigError(
+                f"labels: {len(missing)} of {len(self.labels)} have no image, "
+                f"{self.labels[missing[0]]!r} for one; give one or more of each"
+            )
+        bias = np.zeros_like(self.bias)
+        if method == "mean":
+            means = class_means(embeds, targets, len(self.labels))
+            mixed = text_weight * self.class_embeds + (1 - text_weight) * means
+            self.weights, self.bias, self.scale = unit_rows(mixed), bias, self.encoder.scale
+        else:
+            start = text_weight * self.encoder.scale * self.class_embeds
+            self.weights, self.bias = linear_probe(embeds, targets, start, l2=l2)
+            self.scale = 1.0
+        return self
+
+    def calibrate(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        labels: Iterable[str],
+        *,
+        batch_size: int = 64,
+        urls: bool = False,
+        progress: bool = True,
+    ) -> Self:
+        """Fits the temperature, so that of the images with a probability of 0.8 about 80% are
+        right. Which label is the likeliest does not change.
+
+        Images that ``fit`` has seen will not do: it is surer of them than of others. Where no
+        temperature is best, because every image is right, or no better than chance, it stays
+        as it is, with a warning.
+
+        Args:
+            images: labelled ones, some dozens, wrong ones among them; see ``__call__``.
+            labels: of each image, in the same order.
+            batch_size: images at a time.
+            urls: whether URLs are fetched.
+            progress: whether to show a progress bar.
+
+        Raises:
+            ConfigError: a label that the classifier has not; not as many labels as images.
+            DataError: not one image can be read.
+
+        Reference: temperature scaling, https://arxiv.org/abs/1706.04599, section 4.2.
+        """
+        embeds, targets = self._labelled(images, labels, batch_size, urls, progress)
+        logits = self._logits(embeds)
+        scale = best_scale(logits, targets)
+        if scale is None:
+            right = int((logits.argmax(axis=1) == targets).sum())
+            warnings.warn(
+                f"calibrate: {right} of {len(targets)} images are right, and no temperature is "
+                "best for them; it stays as it was; give more images, or harder ones",
+                stacklevel=2,
+            )
+        else:
+            self.scale = scale
+        return self
+
+    def _warn_of_cut(self, prompts: list[list[str]]) -> None:
+        """Names a label of which the model does not read all."""
+        length = self.encoder.preprocess.context_length
+        cut = []
+        for label, each in zip(self.labels, prompts, strict=True):
+            # A token is a byte at least, so that most need no second look.
+            long = [prompt for prompt in each if len(prompt.encode()) + 2 > length]
+            if long and tokenize(self.encoder.tokenizer, long, context_length=length)[1]:
+                cut.append(label)
+        if cut:
+            warnings.warn(
+                f"{len(cut)} of {len(prompts)} labels are longer than the model's {length} tokens "
+                f"and were cut, {shorten(cut[0][:200], 60)!r} for one",
+                stacklevel=3,
+            )
+
+    def _logits(self, image_embeds: np.ndarray) -> np.ndarray:
+        """(N, D) → (N, C), before the scale."""
+        logits: np.ndarray = image_embeds @ self.weights.T + self.bias
+        return logits
+
+    def _labelled(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        labels: Iterable[str],
+        batch_size: int,
+        urls: bool,
+        progress: bool,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(N, D) embeddings of the images that can be read, and (N,) their classes."""
+        targets = targets_of(labels, self.labels)
+        if isinstance(images, Sized) and not is_one_image(images) and len(images) != len(targets):
+            raise ConfigError(f"labels: {len(targets)} for {len(images)} images; give one each")
+        batches = list(
+            embed_images(self.encoder, images, batch_size=batch_size, urls=urls, progress=progress)
         )
-    for label in labels:
-        if not isinstance(label, str):
-            raise ConfigError(f"labels: {label!r} is a {type(label).__name__}; give a text (str)")
-    if isinstance(labels, Mapping):
-        odd = [each for each in labels.values() if not isinstance(each, Sequence)]
-        if odd:
-            raise ConfigError(f"labels: names as a {type(odd[0]).__name__}; give a list of texts")
-        names = {
-            label: [each] if isinstance(each, str) else list(each) for label, each in labels.items()
-        }
-    else:
-        twice = [label for i, label in enumerate(labels) if label in labels[:i]]
-        if twice:
-            raise ConfigError(f"labels: {twice[0]!r} stands there twice; leave one out")
-        names = {label: [label] for label in labels}
-    if not names:
-        raise ConfigError("labels: there are none; give at least two")
-    for label, each in names.items():
-        if not each or not all(isinstance(name, str) and name.strip() for name in each):
-            raise ConfigError(f"labels: {label!r} has no name, or an empty one")
-    return names
+        faults = [fault for batch in batches for fault in batch.faults]
+        if len(faults) != len(targets):
+            raise ConfigError(f"labels: {len(targets)} for {len(faults)} images; give one each")
+        if not faults:
+            raise ConfigError("images: there are none; give some of each label")
+        check_faults(faults)
+        read = np.array([fault is None for fault in faults])
+        return np.concatenate([batch.embeds for batch in batches])[read], targets[read]

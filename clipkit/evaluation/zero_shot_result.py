@@ -130,7 +130,7 @@ class ZeroShotResult(Sequence[Prediction]):
         more = f"<p>… and {rest:,} more images; result[{_MOST_CARDS}:] shows the next</p>"
         return (
             '<div style="font-size:13px;line-height:1.35">'
-            f"<p>{len(self):,} images, {len(self.labels):,} labels</p>"
+            f"<p>{len(self):,} image{'s' * (len(self) != 1)}, {len(self.labels):,} labels</p>"
             f'<div style="display:flex;flex-wrap:wrap;gap:16px">{cards}</div>'
             f"{more if rest > 0 else ''}</div>"
         )
@@ -190,5 +190,6 @@ def _bar(label: str, p: float) -> str:
         '<span style="flex:none;width:80px;height:9px;background:#8883;border-radius:3px">'
         f'<span style="display:block;width:{p:.1%};height:9px;background:#2a78d6;'
         'border-radius:3px"></span></span>'
-        f'<span style="flex:none;width:44px;text-align:right">{p:.1%}</span></div>'
+        '<span style="flex:none;width:52px;text-align:right;white-space:nowrap">'
+        f"{p:.1%}</span></div>"
     )

@@ -10,6 +10,7 @@ import pytest
 from tiny_model import noise_image, noise_shard, png_bytes, write_shard
 
 from clipkit.cli import main
+from clipkit.evaluation.prompts import TEMPLATES
 
 
 @pytest.fixture
@@ -131,6 +132,17 @@ def test_classify_takes_files_and_folders_and_names_what_it_cannot_read(
     assert sum(label["score"] for label in records[0]["labels"]) == pytest.approx(1)
     assert records[0]["label"] == records[0]["labels"][0]["label"]
 
+    assert main([*command, "--json", "--templates", "photo", "--other", "1"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["label"] for record in records] == ["other", "other"]
+
+
+def test_classify_names_all_sets_of_templates(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["classify", "--help"])
+    help_text = " ".join(capsys.readouterr().out.split())
+    assert f"the name of a set: {', '.join(TEMPLATES)}" in help_text
+
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
@@ -141,6 +153,7 @@ def test_classify_takes_files_and_folders_and_names_what_it_cannot_read(
         (["IMAGES/a.png", "--labels", "cat"], 2, "give at least two"),
         (["IMAGES/a.png", "--labels", "cat,cat"], 2, "'cat' stands there twice"),
         (["IMAGES/a.png", "--template", "photos"], 2, "did you mean photo?"),
+        (["IMAGES/a.png", "--other", "0.5"], 2, "give a number above 0.5"),
         (["IMAGES/a.png", "--model", "x"], 2, "--model: no such option"),
     ],
 )

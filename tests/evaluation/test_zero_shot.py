@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from tiny_model import noise_image
 
+import clipkit
 from clipkit.encoder import Encoder
 from clipkit.errors import ConfigError
 from clipkit.evaluation.prompts import TEMPLATES
@@ -33,6 +37,54 @@ def test_templates_and_several_names_are_averaged(tiny_encoder: Encoder) -> None
     assert classifier.labels == ["pet", "home"]
 
 
+def test_classes_are_embedded_once_until_the_weights_change(tiny_folder: Path) -> None:
+    encoder = clipkit.load(tiny_folder, device="cpu")
+    asked: list[str] = []
+    whole = encoder.encode_text
+    encoder.encode_text = lambda texts: asked.extend(texts) or whole(texts)  # type: ignore[method-assign, func-returns-value]
+    first = ZeroShotClassifier(encoder, ["cat", "dog"], "a {}")
+    again = ZeroShotClassifier(encoder, ["dog", "cat", "house"], "a {}")
+    assert asked == ["a cat", "a dog", "a house"]
+    np.testing.assert_array_equal(again.class_embeds[:2], first.class_embeds[::-1])
+    with torch.no_grad():
+        encoder.model.backbone.text_projection.weight[0] *= 3
+    changed = ZeroShotClassifier(encoder, ["cat", "dog"], "a {}").class_embeds
+    np.testing.assert_allclose(changed, whole(["a cat", "a dog"]), atol=1e-6)
+    assert np.abs(changed - first.class_embeds).max() > 1e-3
+
+
+def test_below_a_threshold_an_image_is_other(tiny_encoder: Encoder) -> None:
+    images, labels = [noise_image(i) for i in range(12)], ["red", "blue", "cat"]
+    plain = ZeroShotClassifier(tiny_encoder, labels)(images)
+    best = plain.scores.max(axis=1)
+    threshold = float(np.median(best))
+    result = ZeroShotClassifier(tiny_encoder, labels, other=threshold)(images)
+    np.testing.assert_array_equal(result.scores, plain.scores)
+    for each, before in zip(result, plain, strict=True):
+        assert each.label == ("other" if before.score < threshold else before.label)
+        assert each.top(2) == before.top(2)
+    unsure = int((best < threshold).sum())
+    assert 0 < unsure < 12
+    assert repr(result).count("other") == unsure
+    assert result._repr_html_().count("<b>other</b>") == unsure
+
+
+@pytest.mark.parametrize(
+    ("labels", "other", "message"),
+    [
+        (["cat", "dog"], 0.5, "the likeliest has 0.5 or more, so give a number above 0.5"),
+        (["cat", "dog"], 1.5, "up to 1"),
+        (["cat", "dog"], float("nan"), "up to 1"),
+        (["cat", "other"], 0.7, "'other' is one of them"),
+    ],
+)
+def test_a_threshold_that_cannot_work_is_refused(
+    tiny_encoder: Encoder, labels: list[str], other: float, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ZeroShotClassifier(tiny_encoder, labels, other=other)
+
+
 def test_one_image_gives_one_row_and_top_sorts_it(tiny_encoder: Encoder) -> None:
     result = ZeroShotClassifier(tiny_encoder, ["red", "blue", "cat"], "a {}")(noise_image(0))
     assert result.scores.shape == (1, 3)
@@ -45,8 +97,10 @@ def test_one_image_gives_one_row_and_top_sorts_it(tiny_encoder: Encoder) -> None
 
 
 def test_a_long_label_is_cut_and_told(tiny_encoder: Encoder) -> None:
-    with pytest.warns(UserWarning, match=r"1 of 2 texts were longer than the model's 16 tokens"):
-        classifier = ZeroShotClassifier(tiny_encoder, ["cat", "very " * 500 + "large dog"])
+    words = r"1 of 2 labels are longer than the model's 16 tokens and were cut, 'very very .*…'"
+    for _ in range(2):  # also where it is in the cache
+        with pytest.warns(UserWarning, match=words):
+            classifier = ZeroShotClassifier(tiny_encoder, ["cat", "very " * 500 + "large dog"])
     assert len(classifier(noise_image(0)).labels) == 2
     with pytest.raises(ConfigError, match=r"model: a str; give what clipkit\.load returns"):
         ZeroShotClassifier("runs/emoji", ["cat", "dog"])  # type: ignore[arg-type]

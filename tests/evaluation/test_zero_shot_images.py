@@ -163,6 +163,7 @@ def test_a_result_is_a_sequence_and_a_frame(classifier: ZeroShotClassifier) -> N
         result[4]
 
 
+@pytest.mark.filterwarnings("ignore:.*were cut")
 def test_a_notebook_shows_pictures_bars_and_text_as_text(
     tiny_encoder: Encoder, tmp_path: Path
 ) -> None:
