@@ -64,7 +64,7 @@ def linear_probe(
         logits = before + along @ steps.T + unit * shift
         nll: Tensor = F.cross_entropy(logits, y, reduction="sum")
         value: Tensor = nll + l2 / 2 * (steps * lengths).square().sum()
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         return value
 
     with torch.enable_grad():

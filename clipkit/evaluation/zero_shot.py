@@ -10,17 +10,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
 from clipkit.data.tokenize import tokenize
 from clipkit.display.console import shorten
 from clipkit.encoder import Encoder
 from clipkit.errors import ConfigError
+from clipkit.evaluation.explain import draw_relevance, patch_relevance
 from clipkit.evaluation.few_shot import best_scale, class_means, linear_probe, unit_rows
 from clipkit.evaluation.images import check_faults, embed_images
 from clipkit.evaluation.labels import check_other, names_of, targets_of
 from clipkit.evaluation.prompts import class_embeds, resolve_templates
 from clipkit.evaluation.zero_shot_result import ZeroShotResult
-from clipkit.inputs import ImageInput, is_one_image
+from clipkit.inputs import ImageInput, is_one_image, open_image
 
 if TYPE_CHECKING:
     from typing import Self
@@ -275,6 +279,43 @@ class ZeroShotClassifier:
         else:
             self.scale = scale
         return self
+
+    def explain(self, image: ImageInput, label: str | None = None) -> Image.Image:
+        """The image under a heat map of the patches that speak for a label, and against the
+        others: see ``relevance``. A notebook shows it.
+
+        Args:
+            image: of any kind that ``__call__`` takes.
+            label: one of the classifier's; none: the likeliest.
+
+        Raises:
+            ConfigError: the classifier has no such label.
+            DataError: the image cannot be read.
+        """
+        picture = open_image(image, where="image")
+        heat = self.relevance(picture, label)
+        return draw_relevance(picture, heat, resize=self.encoder.preprocess.resize)
+
+    def relevance(self, image: ImageInput, label: str | None = None) -> np.ndarray:
+        """(rows, columns) float32 from 0 to 1: how much each patch of what the model sees of an
+        image speaks for the odds of a label; see ``patch_relevance``, ``explain``."""
+        picture = open_image(image, where="image")
+        if label is None:
+            embed = self.encoder.encode_image(picture)
+            c = int(self._logits(embed[None])[0].argmax())
+        else:
+            c = int(targets_of([label], self.labels)[0])
+        weights, bias = (
+            torch.from_numpy(x).to(self.encoder.device) for x in (self.weights, self.bias)
+        )
+        others = [i for i in range(len(self.labels)) if i != c]
+
+        def log_odds(embeds: Tensor) -> Tensor:
+            logits = (embeds @ weights.T + bias)[0] * self.scale  # (C,)
+            # Not the probability: where that is 1, its gradient is 0.
+            return logits[c] - logits[others].logsumexp(0) if others else logits[c]
+
+        return patch_relevance(self.encoder, picture, log_odds)
 
     def _warn_of_cut(self, prompts: list[list[str]]) -> None:
         """Names a label of which the model does not read all."""

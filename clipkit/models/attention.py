@@ -29,17 +29,24 @@ class Layout(Protocol):
 
 
 class ImageLayout(NamedTuple):
-    """B images of L tokens each, the first of them pooled; every token sees its image."""
+    """B images of L tokens each, the first of them pooled; every token sees its image.
+
+    Where ``shares`` is a list, each layer adds its attention to it, (B, H, queries, L).
+    """
 
     images: int
     length: int
     sdpa: bool
+    shares: list[Tensor] | None = None
 
     def pool(self, x: Tensor) -> Tensor:
         return x.view(self.images, self.length, -1)[:, 0]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
         queries, keys, values = (_heads(x, self.images, heads) for x in (q, k, v))
+        if self.shares is not None:
+            self.shares.append(_shares(queries, keys, None))
+            return _flat(self.shares[-1] @ values)
         return _flat(_attention(queries, keys, values, None, dropout, sdpa=self.sdpa))
 
 
@@ -137,11 +144,16 @@ def _attention(
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=None if causal else mask, dropout_p=dropout, is_causal=causal
         )
+    shares = _shares(q, k, mask)
+    if dropout:
+        shares = F.dropout(shares, dropout)
+    return shares @ v
+
+
+def _shares(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, H, queries, L): how much of each key a query takes; each row sums to 1."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    shares = scores.softmax(-1)
-    if dropout:
-        shares = F.dropout(shares, dropout)
-    result: Tensor = shares @ v
-    return result
+    shares: Tensor = scores.softmax(-1)
+    return shares

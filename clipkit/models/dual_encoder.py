@@ -162,10 +162,23 @@ class DualEncoder(nn.Module):
         """(B, L) captions as ``forward`` takes them; on the CPU, where nothing waits for it."""
         return pack_texts(input_ids, int(self.backbone.text_model.eos_token_id))
 
-    def _embed_images(self, pixel_values: Tensor) -> Tensor:
+    def attend_images(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Embeds images and keeps the attention, so that gradients of it can be taken.
+
+        Args:
+            pixel_values: (B, 3, H, W), as ``forward`` takes them.
+
+        Returns:
+            (B, D) embeddings, and for each layer (B, H, L, L) shares, the first token the one
+            that is pooled; of the last layer only its row, (B, H, 1, L).
+        """
+        shares: list[Tensor] = []
+        return self._embed_images(pixel_values, shares), shares
+
+    def _embed_images(self, pixel_values: Tensor, shares: list[Tensor] | None = None) -> Tensor:
         tower = self.backbone.vision_model
         x = self._image_tokens(pixel_values, tower.embeddings)  # (B, L, W)
-        layout = ImageLayout(x.shape[0], x.shape[1], self._sdpa(x))
+        layout = ImageLayout(x.shape[0], x.shape[1], self._sdpa(x), shares)
         x = norm(x.flatten(0, 1), tower.pre_layrnorm)  # (B · L, W)
         x = norm(_run(tower.encoder.layers, x, layout), tower.post_layernorm)  # (B, W)
         return _unit_length(linear(x, self.backbone.visual_projection))
