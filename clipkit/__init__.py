@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clipkit.config import Config, load_config
     from clipkit.encoder import Encoder, load
     from clipkit.errors import ClipkitError
+    from clipkit.evaluation.similarity import similarity_matrix
     from clipkit.evaluation.zero_shot import ZeroShotClassifier
     from clipkit.retrieval.embed import embed
     from clipkit.retrieval.index import Index
@@ -32,6 +33,7 @@ _HOME = {
     "embed": "clipkit.retrieval.embed",
     "load": "clipkit.encoder",
     "load_config": "clipkit.config",
+    "similarity_matrix": "clipkit.evaluation.similarity",
     "train": "clipkit.training.loop",
 }
 
@@ -47,6 +49,7 @@ __all__ = [
     "embed",
     "load",
     "load_config",
+    "similarity_matrix",
     "train",
 ]
 
