@@ -92,7 +92,7 @@ def draw_relevance(image: Image.Image, relevance: np.ndarray, *, resize: str) ->
     colours = np.stack(
         [np.interp(place, range(len(_COLOURS)), channel) for channel in _COLOURS.T], axis=-1
     )
-    layer = Image.fromarray(colours.round().astype(np.uint8), "RGBA")
+    layer = Image.fromarray(colours.round().astype(np.uint8))  # RGBA
     drawn = Image.alpha_composite(seen.convert("RGBA"), layer).convert("RGB")
     result = picture.convert("L").convert("RGB")
     result.paste(drawn, (left, top))

@@ -178,6 +178,7 @@ def _undecoded(column: Any) -> Any:
         )
     source, name = column.source, column.column_name
     features = getattr(source, "features", None)
-    if isinstance(features, Mapping) and isinstance(features.get(name), datasets.Image):
+    encoded = isinstance(features, Mapping) and isinstance(features.get(name), datasets.Image)
+    if encoded and hasattr(source, "cast_column"):  # not so a column of a column
         return source.cast_column(name, datasets.Image(decode=False)).with_format(None)[name]
     return column
