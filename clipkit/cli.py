@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         hint = ""
         if args.command == "train":
-            hint = "; the same command goes on from the last checkpoint"
+            hint = "; the same command goes on from the last checkpoint, if there is one"
         elif args.command == "embed":
             hint = "; the same command goes on with the parts that are missing"
         elif "out" in args and args.command == "data":
@@ -143,7 +143,8 @@ def _train(args: argparse.Namespace) -> int:
     if args.dry_run:
         from clipkit.training.plan import dry_run
 
-        print(dry_run(config))
+        if plan := dry_run(config):
+            print(plan)
         return 0
     if args.profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler talks about itself

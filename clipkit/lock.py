@@ -81,9 +81,11 @@ def owner_of(path: Path) -> str | None:
         age = time.time() - path.stat().st_mtime
         owner = json.loads(path.read_text(encoding="utf-8"))
         host, pid, born = owner["host"], int(owner["pid"]), owner["born"]
+        if not 0 < pid < 2**31:
+            raise ValueError("no process has this number")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None if age > _DEAD else "a process that cannot be named"
     here = host == socket.gethostname()
     alive = (born is not None and _born(pid) == born) if here else age < _DEAD

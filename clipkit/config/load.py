@@ -93,7 +93,7 @@ def validate(config: Config) -> None:
     Raises:
         ConfigError: names the key, the value, and what would do.
     """
-    _check_numbers(config_to_dict(config))
+    _check_values(config_to_dict(config))
     train, data, model = config.train, config.data, config.model
     if Path(config.output).name in ("", ".."):
         raise ConfigError(
@@ -258,18 +258,22 @@ _MAY_BE_ZERO = {
 }
 
 
-def _check_numbers(tree: dict[str, Any], prefix: str = "") -> None:
+def _check_values(tree: dict[str, Any], prefix: str = "") -> None:
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict):
-            _check_numbers(value, f"{key}.")
+            _check_values(value, f"{key}.")
         elif isinstance(value, list):
             parts = {str(n): each for n, each in enumerate(value) if isinstance(each, dict)}
-            _check_numbers(parts, f"{key}.")
+            _check_values(parts, f"{key}.")
             if not all(math.isfinite(each) for each in value if isinstance(each, int | float)):
                 raise ConfigError(f"{key}: {value}; each must be a finite number")
         elif isinstance(value, bool) or key.endswith(".filter.min_score"):
             continue
+        elif isinstance(value, str):
+            # Of a source without a path, what is said depends on the others.
+            if not value.strip() and not key.endswith(".path"):
+                raise ConfigError(f"{key}: it is empty; give a value or leave the key out")
         elif isinstance(value, int | float):
             if key in _MAY_BE_NEGATIVE and math.isfinite(value):
                 continue

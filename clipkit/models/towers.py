@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -83,6 +84,7 @@ def _clip_config(
         raise ConfigError(
             f"loss.init_temperature: {init_temperature} is not above 0; CLIP's is 0.07."
         )
+    _check_memory(config, preprocess, len(tokenizer))
     # Separate configs each time: transformers shares and changes what it is given.
     text = CLIPTextConfig(
         **_tower("model.text", config.text),
@@ -107,6 +109,32 @@ def _clip_config(
         projection_dim=config.embed_dim,
         logit_scale_init_value=math.log(1 / init_temperature),
     )
+
+
+def _check_memory(config: ModelConfig, preprocess: PreprocessConfig, vocabulary: int) -> None:
+    """Refuses a model that this machine cannot hold, before it tries to."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    text, vision = config.text, config.vision
+    parts: dict[str, float] = {
+        "preprocess.context_length": text.width * preprocess.context_length,
+        "preprocess.image_size": vision.width * (preprocess.image_size / vision.patch_size) ** 2,
+        "model.vision.patch_size": 3 * vision.width * vision.patch_size**2,
+        "preprocess.vocab_size": text.width * vocabulary,
+        "model.embed_dim": config.embed_dim * (text.width + vision.width),
+    }
+    for name, tower in (("vision", vision), ("text", text)):
+        layers = tower.layers * tower.width**2
+        parts[f"model.{name}.mlp_ratio"] = 2 * tower.mlp_ratio * layers
+        parts[f"model.{name}"] = 4 * layers
+    weights = 4 * sum(parts.values()) / 2**30  # GiB of float32
+    if weights > memory:
+        raise ConfigError(
+            f"{max(parts, key=lambda key: parts[key])}: the weights of the model would take "
+            f"{weights:,.4g} GiB, most of it by this, and this machine has {memory:.0f} GiB; make "
+            "it smaller"
+        )
 
 
 def _tower(key: str, tower: TowerConfig) -> dict[str, int | float]:

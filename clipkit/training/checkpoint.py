@@ -9,8 +9,10 @@ the state that there is besides weights and moments. No pickle is written or rea
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,8 +66,21 @@ def save_checkpoint(
             shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(
             f"{final}: the checkpoint cannot be written ({error}); those before it are intact. "
-            "Free some space, then run the same command to go on from the newest"
+            f"{_remedy(error)}, then run the same command to go on from the newest"
         ) from error
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about a checkpoint that cannot be written."""
+    cause = error.__cause__ if isinstance(error, CheckpointError) else error
+    number = cause.errno if isinstance(cause, OSError) else None
+    if told := re.search(r"\(os error (\d+)\)", str(error)):  # of safetensors
+        number = int(told[1])
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "Free some space"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "Make that folder writable"
+    return "Mend that"
 
 
 def _save(
@@ -175,7 +190,7 @@ def find_damage(checkpoint: Path, ranks: Ranks | None = None) -> str | None:
     try:
         files = list(read_json(checkpoint / "manifest.json")["files"].items())
         own = [_fault(checkpoint, *each) for each in files[ranks.rank :: ranks.number]]
-        found = next(filter(None, own), None)
+        found = next(filter(None, own), None if files else "manifest.json names no files")
     except (CheckpointError, KeyError, TypeError, AttributeError):
         found = "manifest.json is missing or unreadable"
     return next(filter(None, ranks.gather(found)), None)
@@ -206,7 +221,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 

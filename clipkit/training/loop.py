@@ -20,14 +20,14 @@ from clipkit.config import Config, dump_config
 from clipkit.data import MixtureReader, Reader, build_train_loader
 from clipkit.data.reader import samples_text
 from clipkit.encoder import Encoder
-from clipkit.errors import ClipkitError, ConfigError, NonFiniteError, Preempted, RunRefused
+from clipkit.errors import ClipkitError, NonFiniteError, Preempted, RunRefused
 from clipkit.evaluation.report import write_report
 from clipkit.evaluation.retrieval import evaluate_retrieval
 from clipkit.interrupt import Stop, stop_signals
 from clipkit.lock import Claim, Held
 from clipkit.losses import in_batch_accuracy
 from clipkit.models import DualEncoder
-from clipkit.training.build import build_accelerator, build_training_model, wrap_model
+from clipkit.training.build import wrap_model
 from clipkit.training.card import model_card
 from clipkit.training.ceiling import find_ceiling
 from clipkit.training.distributed import Ranks, clip_gradients, gathered, is_finite
@@ -43,27 +43,14 @@ from clipkit.training.faults import (
 from clipkit.training.meter import Meter
 from clipkit.training.optim import build_optimizer, set_learning_rate
 from clipkit.training.peers import Peers
-from clipkit.training.run import (
-    check_offload,
-    check_unchanged,
-    prepare_tokenizer,
-    resolve_preprocess,
-)
-from clipkit.training.samples import (
-    check_damage,
-    count_skipped,
-    left_out,
-    open_data,
-    shares,
-    skips,
-    total_steps,
-)
+from clipkit.training.run import check_unchanged
+from clipkit.training.samples import count_skipped, left_out, shares, skips
 from clipkit.training.saving import Saver, restore
 from clipkit.training.schedule import learning_rate
 from clipkit.training.spikes import Spikes
-from clipkit.training.stages import build_stages
-from clipkit.training.step import TrainStep, parts_of
-from clipkit.training.tracking import RunLog, check_trackers, write_status
+from clipkit.training.start import begin
+from clipkit.training.step import TrainStep
+from clipkit.training.tracking import RunLog, write_status
 from clipkit.types import Batch
 
 MAX_NONFINITE_STEPS = 10  # in a row
@@ -146,25 +133,10 @@ def _lock(folder: Path) -> Claim:
 def _train(
     config: Config, folder: Path, allow_change: Sequence[str], stop: Stop, held: _Held
 ) -> Path:
-    check_trackers(config.train.trackers)
-    accelerator = build_accelerator(
-        config, log_with=config.train.trackers or None, project_dir=str(folder)
-    )
+    begun = begin(config, log_with=config.train.trackers or None, project_dir=str(folder))
+    config, accelerator, reader, steps = begun.config, begun.accelerator, begun.reader, begun.steps
     device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
-    batch_size = config.train.batch_size
-    parts = parts_of(config, ranks)
-    check_offload(config, device, ranks)
-    config = resolve_preprocess(config)
-    reader, eval_readers = main_first(  # the others find the index made
-        accelerator, lambda: open_data(config, progress=accelerator.is_main_process)
-    )
-    check_damage(reader, config.data.max_loss_share)
-    if batch_size > len(reader):
-        raise ConfigError(
-            f"train.batch_size: {batch_size} is more than the {len(reader)} samples of "
-            f"{reader.source.path}, so that pairs would be their own negatives; use "
-            f"{2 ** int(math.log2(len(reader)))} or less"
-        )
+    batch_size, parts = config.train.batch_size, begun.parts
     folder.mkdir(parents=True, exist_ok=True)
 
     def lock() -> None:
@@ -174,11 +146,7 @@ def _train(
     main_first(accelerator, lock)
     held.peers = Peers(lambda sentence: rank_lost(folder, rank, sentence))
     changed = main_first(accelerator, lambda: check_unchanged(config, folder, allow_change))
-    tokenizer = prepare_tokenizer(config, reader, folder, accelerator)
-    steps = total_steps(config, len(reader))
-
-    model = build_training_model(config, tokenizer, device)
-    stages = build_stages(config, steps, model.backbone.config.vision_config.patch_size)
+    tokenizer, model, stages = begun.build(folder)
     if accelerator.is_main_process:
         # Not before: a mistake that the tokenizer or the model finds may be put right.
         write_text(folder / "config.yaml", dump_config(config))
@@ -249,14 +217,15 @@ def _train(
         saver.wait()
         if number == signal.SIGINT:
             raise KeyboardInterrupt
+        kept = f"and saved at step {saver.step}" if saver.step else "before anything was saved"
         raise Preempted(
-            f"{folder}: stopped by {signal.Signals(number).name} and saved at step {saver.step}; "
-            "run the same command to go on"
+            f"{folder}: stopped by {signal.Signals(number).name} {kept}; run the same command to "
+            f"{'go on' if saver.step else 'begin again'}"
         )
 
     def measure(step: int, *, ema: bool = False) -> dict[str, dict[str, float]]:
         results = {}
-        for name, eval_reader in eval_readers.items():
+        for name, eval_reader in begun.eval_readers.items():
             with gathered(model):
                 results[name] = evaluate_retrieval(
                     encoder,

@@ -110,7 +110,7 @@ class SavedTensors:
         if path.is_file():
             try:
                 self._index = json.loads(path.read_text(encoding="utf-8"))[name]
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
     def names(self) -> list[str]:

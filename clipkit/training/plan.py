@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from clipkit.config import Config
 from clipkit.data import build_train_loader
-from clipkit.data.reader import samples_text, some_captions
-from clipkit.data.tokenize import load_tokenizer, train_tokenizer
+from clipkit.data.reader import samples_text
 from clipkit.losses.blocks import block_bytes
 from clipkit.models import DualEncoder
 from clipkit.models.flops import (
@@ -22,49 +22,38 @@ from clipkit.models.flops import (
     text_lengths,
     training_factors,
 )
-from clipkit.training.build import build_training_model
 from clipkit.training.ceiling import find_ceiling
 from clipkit.training.memory import Kind, StepMemory, watch_passes
 from clipkit.training.optim import build_optimizer
-from clipkit.training.run import resolve_preprocess
-from clipkit.training.samples import open_data, total_steps
 from clipkit.training.scaling import RANKS, Rates, Work, step_time
-from clipkit.training.stages import build_stages
-from clipkit.training.step import parts_of
+from clipkit.training.stages import Stage
+from clipkit.training.start import begin
 from clipkit.types import Batch
 
 _PROBE = 64  # samples of the passes that are timed
 _SINGLE = 1 / 16  # of a GPU's FLOP/s in bf16, without tensor cores: what float32 gets
 
 
-def dry_run(config: Config) -> str:
+def dry_run(config: Config) -> str | None:
     """Loads one batch, watches a few small passes, and says what the run would take.
 
     Returns:
-        A table: samples, steps, parameters, FLOPs, memory; and one of step time, communication
-        and efficiency by the number of GPUs.
+        On the main process a table: samples, steps, parameters, FLOPs, memory; and one of step
+        time, communication and efficiency by the number of GPUs. None on other ranks.
 
     Raises:
         ClipkitError: whatever would stop the run at its start.
     """
-    parts = parts_of(config, 1)
-    config = resolve_preprocess(config)
-    reader, _ = open_data(config)
-    preprocess = config.preprocess
-    if preprocess.tokenizer is None:
-        tokenizer = train_tokenizer(
-            some_captions(reader),
-            vocab_size=preprocess.vocab_size,
-            context_length=preprocess.context_length,
-        )
-    else:
-        tokenizer = load_tokenizer(preprocess.tokenizer, context_length=preprocess.context_length)
     # Not compiled: operations are watched one by one.
     plain = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=False))
-    model = build_training_model(plain, tokenizer, torch.device("cpu"))
-    batch_size = config.train.batch_size
-    steps = total_steps(config, len(reader))
-    stages = build_stages(config, steps, model.backbone.config.vision_config.patch_size)
+    begun = begin(plain, planned=True)
+    tokenizer, model, stages = begun.build(
+        Path(config.output), keep=False, device=torch.device("cpu")
+    )
+    if not begun.accelerator.is_main_process:
+        return None
+    config, reader, steps, parts = begun.config, begun.reader, begun.steps, begun.parts
+    preprocess, batch_size = config.preprocess, config.train.batch_size
     loader = build_train_loader(
         reader,
         config.data,
@@ -78,24 +67,29 @@ def dry_run(config: Config) -> str:
     batch = next(iter(loader))
     loader.close()
     model.train()
-    work, memory = _work(model, batch, config, parts), _memory(model, batch, config, parts)
-    rates, told = _rates(model, batch, config, work)
+    works = [_work(model, _cut(model, batch, stage), config, parts) for stage in stages]
+    work, largest = max(zip(works, stages, strict=True), key=lambda pair: pair[0].flops)
+    most = _cut(model, batch, largest)
+    memory = _memory(model, most, config, parts)
+    rates, told = _rates(model, most, config, work)
+    whole = list(zip(works, (stage.end - stage.first for stage in stages), strict=True))
+    flops = sum(each.flops * count for each, count in whole) * batch_size
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    tokens = float(text_lengths(model, batch.input_ids).float().mean())
+    tokens = float(text_lengths(model, most.input_ids).float().mean())
     epochs = steps * batch_size / len(reader)
     kind, plan = config.train.distributed, config.plan
     rows = [
         ("samples", f"{samples_text(reader)} in {len(reader.shard_sizes):,} shards"),
         ("steps", f"{steps:,} of {batch_size:,} pairs, {epochs:.1f} epochs"),
-        *(("stage", f"{stage}; not counted apart below") for stage in stages if len(stages) > 1),
+        *_stage_rows(stages, works, largest),
         ("vocabulary", f"{len(tokenizer):,} tokens, captions up to {preprocess.context_length}"),
         ("parameters", f"{total / 1e6:.2f} M, {trained / 1e6:.2f} M of them trained"),
         (
             "FLOPs a sample",
             f"{work.flops / 1e9:.3f} G forward and backward, captions of {tokens:.1f} tokens",
         ),
-        ("FLOPs of the run", f"{work.flops * steps * batch_size / 1e15:.3f} P"),
+        ("FLOPs of the run", f"{flops / 1e15:.3f} P"),
         (
             "memory estimate",
             f"{_gib(memory.bytes(1, kind))} on one rank: weights, gradients and optimizer "
@@ -114,13 +108,25 @@ def dry_run(config: Config) -> str:
         ),
     ]  # fmt: skip
     lines = [f"{name:<17} {text}" for name, text in rows]
-    return "\n".join([*lines, "", *_by_ranks(config, work, memory, rates, steps)])
+    return "\n".join([*lines, "", *_by_ranks(config, work, memory, rates, whole)])
 
 
 def _by_ranks(
-    config: Config, work: Work, memory: StepMemory, rates: Rates, steps: int
+    config: Config,
+    work: Work,
+    memory: StepMemory,
+    rates: Rates,
+    whole: list[tuple[Work, int]],
 ) -> list[str]:
-    """A line for each number of GPUs that the batch divides by."""
+    """A line for each number of GPUs that the batch divides by.
+
+    Args:
+        config: ``train``.
+        work: of a step.
+        memory: likewise.
+        rates: of the GPUs.
+        whole: what the run's steps are: the work of one, and how many there are of it.
+    """
     train = config.train
     kinds: tuple[Kind, ...] = ("ddp", "fsdp")
     lines = [
@@ -141,7 +147,11 @@ def _by_ranks(
                 f"{memory.bytes(ranks, kind) / 2**30:>6.2f} {time.sent / 2**20:>9.1f} "
                 f"{time.seconds:>8.4f} {efficiency:>6.0%}"
             )
-        hours = step_time(work, ranks, rates, train.distributed).seconds * steps / 3600
+        times = (
+            step_time(each, ranks, rates, train.distributed).seconds * count
+            for each, count in whole
+        )
+        hours = sum(times) / 3600
         lines.append(
             f"{ranks:>5} {train.batch_size // ranks:>7} | {' | '.join(cells)} | {hours:>12.2f}"
         )
@@ -149,6 +159,30 @@ def _by_ranks(
         return lines
     parts = f" in {work.parts} parts" if work.parts > 1 else ""
     return [*lines, f"{ranks:>5} or more do not divide train.batch_size {train.batch_size}{parts}"]
+
+
+def _stage_rows(stages: list[Stage], works: list[Work], largest: Stage) -> list[tuple[str, str]]:
+    if len(stages) == 1:
+        return []
+    told = [
+        ("stage", f"{stage}; {work.flops / 1e9:.3f} GFLOPs a sample")
+        for stage, work in zip(stages, works, strict=True)
+    ]
+    steps = f"steps {largest.first + 1} to {largest.end}"
+    told.append(("planned for", f"{steps}, the largest stage; the whole run counts all stages"))
+    return told
+
+
+def _cut(model: DualEncoder, batch: Batch, stage: Stage) -> Batch:
+    """A batch of the model's own size in the shapes of a stage, which the model is set to."""
+    model.patch_dropout = stage.patch_dropout
+    size, length = stage.preprocess.image_size, stage.preprocess.context_length
+    ids, lengths = batch.input_ids[:, :length].clone(), text_lengths(model, batch.input_ids)
+    longer = lengths > length
+    ids[longer, -1] = batch.input_ids[longer, lengths[longer] - 1]  # the end
+    return dataclasses.replace(
+        batch, pixel_values=batch.pixel_values[:, :, :size, :size], input_ids=ids
+    )
 
 
 def _work(model: DualEncoder, batch: Batch, config: Config, parts: int) -> Work:

@@ -17,13 +17,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from clipkit.config import Config
 from clipkit.data import build_train_loader
-from clipkit.training.build import build_accelerator, build_training_model, wrap_model
+from clipkit.training.build import wrap_model
 from clipkit.training.distributed import clip_gradients
-from clipkit.training.faults import main_first
 from clipkit.training.optim import build_optimizer
-from clipkit.training.run import prepare_tokenizer, resolve_preprocess
-from clipkit.training.samples import open_data
-from clipkit.training.step import TrainStep, parts_of
+from clipkit.training.start import begin
+from clipkit.training.step import TrainStep
 
 # Steps: to warm up, to time as they are, to time part by part, to trace.
 _WARM, _PLAIN, _WATCHED, _TRACED = 3, 5, 5, 2
@@ -53,26 +51,19 @@ def profile_run(config: Config) -> str | None:
     Raises:
         ClipkitError: whatever would stop the run at its start.
     """
-    accelerator = build_accelerator(config)
+    begun = begin(config)
+    config, accelerator, parts = begun.config, begun.accelerator, begun.parts
     device, ranks = accelerator.device, accelerator.num_processes
-    parts = parts_of(config, ranks)
-    config = resolve_preprocess(config)
-    reader, _ = main_first(
-        accelerator, lambda: open_data(config, progress=accelerator.is_main_process)
-    )
-    folder = Path(config.output)
-    own = folder / "profile"
+    tokenizer, model, _ = begun.build(Path(config.output), keep=False)
+    own = Path(config.output) / "profile"
     own.mkdir(parents=True, exist_ok=True)
-    home = folder if (folder / "tokenizer").is_dir() else own
-    tokenizer = prepare_tokenizer(config, reader, home, accelerator)
-    model = build_training_model(config, tokenizer, device)
     wrapped = wrap_model(model, accelerator, config)
     optimizer = build_optimizer(model.named_parameters(), config.optim)
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # the same work, and nothing diverges
     wrapped_optimizer = accelerator.prepare_optimizer(optimizer)
     loader = build_train_loader(
-        reader,
+        begun.reader,
         config.data,
         config.preprocess,
         tokenizer,

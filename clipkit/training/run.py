@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
@@ -16,8 +16,10 @@ from clipkit.config import Config, PreprocessConfig, config_to_dict
 from clipkit.data import Reader
 from clipkit.data.reader import some_captions
 from clipkit.data.tokenize import load_tokenizer, train_tokenizer
-from clipkit.errors import ConfigError, RunRefused
+from clipkit.errors import CheckpointError, ConfigError, RunRefused
+from clipkit.hub import first_line
 from clipkit.models import load_preprocess
+from clipkit.training.faults import main_first
 
 # What may differ when a run goes on: none of it changes what is learned.
 _FREE = (
@@ -70,45 +72,57 @@ def resolve_preprocess(config: Config) -> Config:
     return dataclasses.replace(config, preprocess=PreprocessConfig(**resolved))
 
 
-def check_offload(config: Config, device: torch.device, ranks: int) -> None:
-    """Refuses ``train.offload`` where nothing would come of it.
+def prepare_tokenizer(
+    config: Config, reader: Reader, folder: Path, accelerator: Accelerator, *, keep: bool = True
+) -> PreTrainedTokenizerBase:
+    """The tokenizer the config names, or one trained on the captions and kept in the run; all
+    ranks must call it.
+
+    Args:
+        config: ``preprocess``, resolved.
+        reader: of the captions.
+        folder: the run's; the tokenizer in it is taken where there is one.
+        accelerator: for who trains it.
+        keep: it; else each rank trains it for itself and writes nothing.
 
     Raises:
-        ConfigError: there is no accelerator, or one rank.
+        ConfigError: ``preprocess.vocab_size`` is too small.
+        CheckpointError: the one that is named, or the run's, cannot be read.
     """
-    if not config.train.offload:
-        return
-    if device.type == "cpu":
-        raise ConfigError(
-            "train.offload: this run is on the CPU, and has no accelerator whose memory it would "
-            "spare; leave it out"
-        )
-    if ranks == 1:
-        raise ConfigError(
-            "train.offload: it offloads what fsdp shards, and one rank shards nothing; start "
-            "several, or lower train.micro_batch"
-        )
-
-
-def prepare_tokenizer(
-    config: Config, reader: Reader, folder: Path, accelerator: Accelerator
-) -> PreTrainedTokenizerBase:
-    """The tokenizer the config names, or one trained on the captions and kept in the run."""
     length = config.preprocess.context_length
     if config.preprocess.tokenizer is not None:
         return load_tokenizer(config.preprocess.tokenizer, context_length=length)
     own = folder / "tokenizer"
-    with accelerator.main_process_first():
-        if not (own / "tokenizer.json").is_file():
-            trained = train_tokenizer(
-                some_captions(reader),
-                vocab_size=config.preprocess.vocab_size,
-                context_length=length,
-            )
+    if not keep and not os.path.lexists(own):
+        return _trained(config, reader)
+
+    def load() -> PreTrainedTokenizerBase:
+        if not os.path.lexists(own):
             aside = folder / "tokenizer.tmp"
-            trained.save_pretrained(aside)
+            _trained(config, reader).save_pretrained(aside)
             aside.rename(own)
-    return load_tokenizer(str(own), context_length=length)
+        try:
+            return load_tokenizer(str(own), context_length=length)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{own}: the run's tokenizer cannot be read ({_cause(error)}). Restore it from a "
+                "copy, or remove it: the same captions make the same one again"
+            ) from None
+
+    return main_first(accelerator, load)
+
+
+def _cause(error: CheckpointError) -> str:
+    cause = error.__cause__
+    return first_line(cause) if isinstance(cause, Exception) else "it is not a tokenizer's folder"
+
+
+def _trained(config: Config, reader: Reader) -> PreTrainedTokenizerBase:
+    return train_tokenizer(
+        some_captions(reader),
+        vocab_size=config.preprocess.vocab_size,
+        context_length=config.preprocess.context_length,
+    )
 
 
 def check_unchanged(config: Config, folder: Path, allowed: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,9 @@ def test_one_left_half_written_is_passed_over(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path) == (tmp_path / "step-000010", [])
 
 
-@pytest.mark.parametrize("damage", ["flip", "delete", "no manifest", "empty manifest"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "delete", "no manifest", "", "[" * 100_000, '{"files": {}}']
+)
 def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
     for step in (5, 10):
         save_checkpoint(tmp_path, step, _write("weights"), keep=2)
@@ -51,7 +54,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path: Path, damag
     elif damage == "no manifest":
         (newest / "manifest.json").unlink()
     else:
-        (newest / "manifest.json").write_text("")
+        (newest / "manifest.json").write_text(damage)
     found, damaged = find_checkpoint(tmp_path)
     assert found == tmp_path / "step-000005"
     assert len(damaged) == 1
@@ -59,6 +62,22 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path: Path, damag
     # Saving that step again replaces the damaged one.
     save_checkpoint(tmp_path, 10, _write("weights"), keep=2)
     assert find_checkpoint(tmp_path) == (newest, [])
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "Free some space"),
+        (errno.EROFS, "Make that folder writable"),
+        (errno.EIO, "Mend that"),
+    ],
+)
+def test_what_to_do_is_told_by_what_went_wrong(tmp_path: Path, number: int, remedy: str) -> None:
+    def write(folder: Path) -> None:
+        raise OSError(number, "no")
+
+    with pytest.raises(CheckpointError, match=remedy):
+        save_checkpoint(tmp_path, 5, write, keep=2)
 
 
 def test_training_never_starts_from_scratch_where_all_are_damaged(tmp_path: Path) -> None:

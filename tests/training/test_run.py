@@ -274,6 +274,7 @@ def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(clipkit: Run, tmp_path: Pat
         (["{config}", "data.train={texts}"], 3, "{texts}"),
         (["{config}", "train.batch_size=500"], 2, "500 is more than the 221 samples"),
         (["{config}", "model.pretrained=no/such/model"], 4, "no/such/model"),
+        (["{config}", "train.batch_size=500", "--dry-run"], 2, "500 is more than the 221 samples"),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_its_exit_code(

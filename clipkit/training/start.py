@@ -1,0 +1,119 @@
+"""Config → what a run begins with, or the sentence that says why it cannot begin: the same for
+``clipkit train``, ``--dry-run`` and ``--profile``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from clipkit.config import Config
+from clipkit.data import Reader
+from clipkit.errors import ConfigError
+from clipkit.models import DualEncoder
+from clipkit.training.build import build_accelerator, build_training_model
+from clipkit.training.faults import main_first
+from clipkit.training.run import prepare_tokenizer, resolve_preprocess
+from clipkit.training.samples import check_damage, open_data, total_steps
+from clipkit.training.stages import Stage, build_stages
+from clipkit.training.step import parts_of
+from clipkit.training.tracking import check_trackers
+
+
+@dataclass
+class Start:
+    """What a run begins with.
+
+    Attributes:
+        config: with what ``model.pretrained`` decides in its place.
+        accelerator: of this rank.
+        parts: that the batch of a step is computed in.
+        reader: of the training samples.
+        eval_readers: of the splits to evaluate on, by name.
+        steps: of the whole run.
+    """
+
+    config: Config
+    accelerator: Accelerator
+    parts: int
+    reader: Reader
+    eval_readers: dict[str, Reader]
+    steps: int
+
+    def build(
+        self, folder: Path, *, keep: bool = True, device: torch.device | None = None
+    ) -> tuple[PreTrainedTokenizerBase, DualEncoder, list[Stage]]:
+        """The tokenizer, the model and the stages of the run; all ranks must call it.
+
+        Args:
+            folder: the run's.
+            keep: a tokenizer that is trained for it.
+            device: of the model; none: the accelerator's.
+
+        Raises:
+            ClipkitError: they cannot be made, or do not fit one another.
+        """
+        config, accelerator = self.config, self.accelerator
+        tokenizer = prepare_tokenizer(config, self.reader, folder, accelerator, keep=keep)
+        model = build_training_model(config, tokenizer, device or accelerator.device)
+        patch_size = model.backbone.config.vision_config.patch_size
+        return tokenizer, model, build_stages(config, self.steps, patch_size)
+
+
+def begin(config: Config, *, planned: bool = False, **options: Any) -> Start:
+    """Opens a run's data and checks all that decides whether it may start, except what its
+    folder holds; all ranks must call it.
+
+    Args:
+        config: see :mod:`clipkit.config.schema`.
+        planned: for the GPUs of ``config.plan``, where it names them, and not for this machine.
+        options: of ``Accelerator``.
+
+    Raises:
+        ClipkitError: the run cannot start; the same on all ranks.
+    """
+    check_trackers(config.train.trackers)
+    accelerator = build_accelerator(config, **options)
+    ranks = accelerator.num_processes
+    parts = parts_of(config, ranks)
+    if not (planned and config.plan.gpu_tflops):
+        _check_offload(config, accelerator.device, ranks)
+    config = resolve_preprocess(config)
+    reader, eval_readers = main_first(  # the others find the index made
+        accelerator, lambda: open_data(config, progress=accelerator.is_main_process)
+    )
+    check_damage(reader, config.data.max_loss_share)
+    batch_size = config.train.batch_size
+    if batch_size > len(reader):
+        raise ConfigError(
+            f"train.batch_size: {batch_size} is more than the {len(reader)} samples of "
+            f"{reader.source.path}, so that pairs would be their own negatives; use "
+            f"{2 ** int(math.log2(len(reader)))} or less"
+        )
+    steps = total_steps(config, len(reader))
+    return Start(config, accelerator, parts, reader, eval_readers, steps)
+
+
+def _check_offload(config: Config, device: torch.device, ranks: int) -> None:
+    """Refuses ``train.offload`` where nothing would come of it.
+
+    Raises:
+        ConfigError: there is no accelerator, or one rank.
+    """
+    if not config.train.offload:
+        return
+    if device.type == "cpu":
+        raise ConfigError(
+            "train.offload: this run is on the CPU, and has no accelerator whose memory it would "
+            "spare; leave it out"
+        )
+    if ranks == 1:
+        raise ConfigError(
+            "train.offload: it offloads what fsdp shards, and one rank shards nothing; start "
+            "several, or lower train.micro_batch"
+        )

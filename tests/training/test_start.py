@@ -1,0 +1,118 @@
+"""Whatever stops a run at its start stops its plan and its profile, with the same sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_run import write_config
+
+import clipkit.training.loop as loop
+from clipkit.config import Config, load_config
+from clipkit.errors import ClipkitError, Preempted, RunRefused
+from clipkit.lock import owner_of
+from clipkit.training.plan import dry_run
+from clipkit.training.profile import profile_run
+
+WAYS: tuple[Callable[[Config], Any], ...] = (loop.train, dry_run, profile_run)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"train__batch_size": 500}, 2, "500 is more than the 221 samples"),
+        ({"train__trackers": ["tensorbord"]}, 2, "tensorbord; accelerate knows"),
+        ({"train__offload": True, "train__distributed": "fsdp"}, 2, "this run is on the CPU"),
+        ({"train__micro_batch": 20}, 2, "48 is not divisible by train.micro_batch 20"),
+        ({"train__stages": [{"image_size": 16}]}, 2, "the last stage is at 16 pixels"),
+        ({"preprocess__vocab_size": 300}, 2, "less than the 514 tokens"),
+        ({"model__vision__mlp_ratio": 1e30}, 2, "model.vision.mlp_ratio: the weights of the model"),
+        ({"preprocess__context_length": 10**9}, 2, "preprocess.context_length: the weights"),
+    ],
+)
+def test_a_plan_and_a_profile_refuse_what_training_refuses(
+    tmp_path: Path, changes: dict[str, Any], code: int, message: str
+) -> None:
+    said = set()
+    for way in WAYS:
+        with pytest.raises(ClipkitError) as caught:
+            way(load_config(write_config(tmp_path, **changes)))
+        assert caught.value.exit_code == code
+        said.add(str(caught.value))
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    assert len(said) == 1
+    assert message in said.pop()
+
+
+def test_a_damaged_shard_is_refused_alike(tmp_path: Path, root: Path) -> None:
+    shard = tmp_path / "train.tar"
+    whole = (root / "data" / "emoji" / "validation-000.tar").read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2 + 100])
+    said = set()
+    for way in WAYS:
+        with pytest.raises(ClipkitError, match=r"data\.max_loss_share=0\.001") as caught:
+            way(load_config(write_config(tmp_path, data__train=str(shard))))
+        assert caught.value.exit_code == 3
+        said.add(str(caught.value))
+    assert len(said) == 1
+
+
+def test_a_plan_of_named_gpus_may_offload_on_a_machine_without(tmp_path: Path) -> None:
+    offload = {"train__offload": True, "train__distributed": "fsdp"}
+    config = load_config(write_config(tmp_path, plan={"gpu_tflops": 989}, **offload))
+    assert "GPUs of 989 TFLOP/s" in (dry_run(config) or "")
+
+
+@pytest.mark.parametrize("damage", ["a file", "empty", "cut short", "nested"])
+def test_a_damaged_tokenizer_of_the_run_is_named(tmp_path: Path, damage: str) -> None:
+    config = load_config(write_config(tmp_path))
+    own = tmp_path / "run" / "tokenizer"
+    own.parent.mkdir()
+    if damage == "a file":
+        own.write_text("")
+    else:
+        own.mkdir()
+        text = {"empty": None, "cut short": '{"version": ', "nested": "[" * 100_000}[damage]
+        if text is not None:
+            (own / "tokenizer.json").write_text(text)
+    for way in WAYS:
+        with pytest.raises(ClipkitError, match="run/tokenizer: the run's tokenizer cannot") as told:
+            way(config)
+        assert told.value.exit_code == 4
+
+
+@pytest.mark.parametrize("pid", ["-1", "0", "1e400", "1e30", "[" * 100_000])
+def test_a_lock_with_an_absurd_owner_is_held_by_no_one_that_can_be_named(
+    tmp_path: Path, pid: str
+) -> None:
+    text = f'{{"host": {json.dumps(socket.gethostname())}, "born": "1", "pid": {pid}}}'
+    (tmp_path / "lock.json").write_text(text)
+    assert owner_of(tmp_path / "lock.json") == "a process that cannot be named"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "lock.json").rename(tmp_path / "run" / "lock.json")
+    with pytest.raises(RunRefused, match="a process that cannot be named trains in this folder"):
+        loop.train(load_config(write_config(tmp_path)))
+
+
+def test_a_run_that_is_stopped_before_it_saved_does_not_say_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "count_skipped", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted, match=r"SIGTERM before anything was saved; .* to begin again"):
+        loop.train(load_config(write_config(tmp_path, data__evaluate={})))
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    "key", ["output", "model.pretrained", "preprocess.tokenizer", "data.train.class_names"]
+)
+def test_an_empty_value_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ClipkitError, match=f"^{key}: it is empty"):
+        load_config(write_config(tmp_path), [f"{key}=''"])
