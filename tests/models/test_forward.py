@@ -62,7 +62,9 @@ def test_values_and_gradients_are_those_of_transformers(
     by_them, by_us = gradients(small_model, expected), gradients(small_model, found)
     assert by_them.keys() == by_us.keys()
     for name, gradient in by_them.items():
-        torch.testing.assert_close(by_us[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+        # Sums are taken in another order, so that small entries beside large ones round as these.
+        rounding = 1e-5 + 2e-6 * float(gradient.abs().max())
+        torch.testing.assert_close(by_us[name], gradient, rtol=1e-4, atol=rounding, msg=name)
 
 
 def test_the_end_token_of_old_checkpoints_is_the_greatest_id(small_model, pixels, ids):
