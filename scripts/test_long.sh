@@ -54,5 +54,7 @@ CLIPKIT_MUTATIONS=2000 run "2,000 random mutations each of a tar and of JPEGs" \
     python -m pytest tests/data/test_mutations.py
 CLIPKIT_MATRIX=full run "a store of 4.5 GB is indexed and searched in 300 MB of its own" \
     python -m pytest tests/retrieval/test_search_memory.py --timeout 1800
+CLIPKIT_MATRIX=full run "20,000 requests to clipkit serve leave its memory as it was" \
+    python -m pytest tests/serve/test_server.py -k memory --timeout 1800
 mv "$result.tmp" "$result"
 exit "$failed"
