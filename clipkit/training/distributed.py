@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
+    MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
 )
@@ -72,6 +73,10 @@ def shard(model: DualEncoder, device: torch.device, *, offload: bool = False) ->
     ``logit_scale`` and the bias stay whole, and on the device: FSDP2 shards nothing of no
     dimensions. Their gradients are averaged by :func:`average_whole`.
 
+    What a layer computes in, its weights are sent in: it would round them itself, to the same
+    bits. Its gradients are float32 before they are summed. What is in no layer is sent as it is,
+    for some of it is computed in float32.
+
     Args:
         model: on the device.
         device: of this rank.
@@ -81,9 +86,12 @@ def shard(model: DualEncoder, device: torch.device, *, offload: bool = False) ->
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     policy: OffloadPolicy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    rounded = MixedPrecisionPolicy(
+        param_dtype=model.compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     for tower in (model.backbone.vision_model, model.backbone.text_model):
         for layer in tower.encoder.layers:
-            fully_shard(layer, mesh=mesh, offload_policy=policy)
+            fully_shard(layer, mesh=mesh, offload_policy=policy, mp_policy=rounded)
     whole = {p for p in model.parameters() if p.ndim == 0}
     fully_shard(model, mesh=mesh, ignored_params=whole, offload_policy=policy)
     return model

@@ -76,8 +76,9 @@ class StepMemory:
             fsdp      (weights + state + gradients) / ranks, unless offloaded, + further(n) +
                       gathered: the rest, two layers, and their gradients
             parts     further(n) + gradients in the place of first(n)
-            all       + pixels of n + texts of B, their gradient, and, with several ranks, what
-                      others add to it + images and their gradient + three blocks of logits
+            all       + pixels of all parts + texts of B, their gradient, and, with several ranks,
+                      what others add to it + images and their gradient + three blocks of logits
+            parts     + texts and images once more, as the parts leave them
 
         What is not known: what a library keeps for itself, and what an allocator holds in
         between.
@@ -95,8 +96,9 @@ class StepMemory:
         elif ranks > 1:
             held += self.gradients
         texts = (3 if ranks > 1 else 2) * self.batch_size
-        loss = 4 * self.embed_dim * (texts + 2 * own) + 3 * self.block
-        return held + passed + own // self.parts * self.pixels + loss
+        embeddings = texts + 2 * own + (2 * own if many else 0)
+        loss = 4 * self.embed_dim * embeddings + 3 * self.block
+        return held + passed + own * self.pixels + loss
 
     def _sharded(self, ranks: int, kind: Kind) -> bool:
         return kind == "fsdp" and ranks > 1

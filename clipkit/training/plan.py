@@ -164,10 +164,9 @@ def _by_ranks(
 def _stage_rows(stages: list[Stage], works: list[Work], largest: Stage) -> list[tuple[str, str]]:
     if len(stages) == 1:
         return []
-    told = [
-        ("stage", f"{stage}; {work.flops / 1e9:.3f} GFLOPs a sample")
-        for stage, work in zip(stages, works, strict=True)
-    ]
+    told = []
+    for stage, work in zip(stages, works, strict=True):
+        told += [("stage", str(stage)), ("", f"{work.flops / 1e9:.3f} GFLOPs a sample")]
     steps = f"steps {largest.first + 1} to {largest.end}"
     told.append(("planned for", f"{steps}, the largest stage; the whole run counts all stages"))
     return told
@@ -192,15 +191,18 @@ def _work(model: DualEncoder, batch: Batch, config: Config, parts: int) -> Work:
     flops: float = image_factor * image_flops(model, kept_patches(model, height, width))
     flops += text_factor * text_flops(model, lengths) / len(lengths)
     cached = parts > 1 and config.train.micro_batch is not None
+    layers = sum(_bytes(layer.parameters()) for layer in _layers(model))
+    rounded = 0.5 if model.compute_dtype is not None else 1.0
     return Work(
         batch_size=config.train.batch_size,
         embed_dim=model.embed_dim,
         flops=flops,
         forwards=1 + cached + config.train.activation_checkpointing,
         parts=parts,
-        weights=_bytes(model.parameters()),
+        weights=_bytes(model.parameters()) - layers + layers * rounded,
         gradients=_bytes(p for p in model.parameters() if p.requires_grad),
         layers=len(_layers(model)),
+        matrices=sum(2 * p.numel() for p in _matrices(model, config)),
     )
 
 
@@ -259,10 +261,15 @@ def _rates(model: DualEncoder, batch: Batch, config: Config, work: Work) -> tupl
 
 def _optimizer_bytes(model: DualEncoder, config: Config) -> int:
     """Two moments a parameter; Muon has one."""
+    trained = (p for p in model.parameters() if p.requires_grad)
+    return 2 * _bytes(trained) - _bytes(_matrices(model, config))
+
+
+def _matrices(model: DualEncoder, config: Config) -> list[nn.Parameter]:
+    """What Muon updates."""
     optimizer = build_optimizer(model.named_parameters(), config.optim)
-    every = [p for group in optimizer.param_groups for p in group["params"]]
-    adamw = [p for group in optimizer.param_groups if "betas" in group for p in group["params"]]
-    return _bytes(every) + _bytes(adamw)
+    groups = (group for group in optimizer.param_groups if "betas" not in group)
+    return [p for group in groups for p in group["params"]]
 
 
 def _layers(model: DualEncoder) -> list[nn.Module]:

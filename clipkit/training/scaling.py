@@ -23,9 +23,11 @@ class Work:
         forwards: forward passes of a step for one backward pass: 1; 2 with gradient caching;
             one more with activation checkpointing.
         parts: that a step's batch is computed in.
-        weights: bytes of all weights, W.
+        weights: bytes that FSDP gathers for a pass, W: layers in what they compute in, and the
+            rest in float32.
         gradients: bytes of those that are trained, G.
         layers: that FSDP gathers one by one.
+        matrices: bytes of the updates that Muon computes, in bf16, M; 0 without it.
     """
 
     batch_size: int
@@ -36,6 +38,7 @@ class Work:
     weights: float
     gradients: float
     layers: int
+    matrices: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,13 @@ def step_time(work: Work, ranks: int, rates: Rates, kind: Kind) -> StepTime:
         fsdp        weights gathered by each forward and backward pass of each part, gradients
                     scattered by each part: s · (W · (forwards + 1) + G) · parts, hidden behind
                     the towers but for the first layer's gather and the last one's scatter
+        muon        each rank tells the others its share of the updates; with fsdp, matrices are
+                    made whole before: s · M or 2s · M bytes
 
     A collective takes bytes / bandwidth and 20 µs a hop, of log₂ n hops in a tree. Bandwidth is
     that of the slowest link on the ring: a GPU's within a node, and between nodes no more than a
-    node sends. Embeddings cannot be hidden. A GPU with few pairs uses less of what it can do, which
-    this does not know, nor that it may wait for data or for another GPU.
+    node sends. Embeddings and updates cannot be hidden. A GPU with few pairs uses less of what it
+    can do, which this does not know, nor that it may wait for data or for another GPU.
 
     Reference: rings, https://arxiv.org/abs/1802.05799, section 2; FSDP,
     https://arxiv.org/abs/2304.11277, section 3.
@@ -103,7 +108,8 @@ def step_time(work: Work, ranks: int, rates: Rates, kind: Kind) -> StepTime:
     bandwidth = rates.node if ranks <= rates.per_node else min(rates.node, rates.network)
     hop = _LATENCY * math.ceil(math.log2(ranks))
     embeddings = share * 3 * 4 * work.batch_size * work.embed_dim
-    exposed = embeddings / bandwidth + 3 * hop
+    updates = share * work.matrices * (2 if kind == "fsdp" else 1)
+    exposed = (embeddings + updates) / bandwidth + 3 * hop
     backward = towers * 2 / (2 + work.forwards)
     if kind == "ddp":
         sent = 2 * share * work.gradients
@@ -116,5 +122,6 @@ def step_time(work: Work, ranks: int, rates: Rates, kind: Kind) -> StepTime:
         collectives = (work.layers + 1) * (times + work.parts)
         took = sent / bandwidth + hop * collectives
         hidden = min(took * (1 - 1 / (work.layers + 1)), towers)
-    taken = took + embeddings / bandwidth + 3 * hop
-    return StepTime(towers + loss, taken, exposed + took - hidden, sent + embeddings)
+    return StepTime(
+        towers + loss, took + exposed, exposed + took - hidden, sent + embeddings + updates
+    )

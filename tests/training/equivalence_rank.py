@@ -18,12 +18,18 @@ from clipkit.models import DualEncoder
 
 def main() -> None:
     sharded: list[bool] = []
+    dtypes: set[str] = set()  # that a layer's weights have while it computes
     clip = distributed.clip_gradients
 
     def note(model: DualEncoder, max_norm: float | None) -> object:
         weights = [p for p in model.parameters() if p.ndim > 0]
         sharded.append(all(isinstance(p, DTensor) for p in weights))
         assert sharded[-1] == any(isinstance(p, DTensor) for p in weights)
+        if len(sharded) == 1:
+            layer = model.backbone.text_model.encoder.layers[0]
+            layer.register_forward_pre_hook(
+                lambda layer, *_: dtypes.add(str(layer.mlp.fc1.weight.dtype))
+            )
         return clip(model, max_norm)
 
     loop.clip_gradients = note  # type: ignore[assignment]
@@ -31,8 +37,9 @@ def main() -> None:
     told = {}
     for path in sys.argv[2:]:
         sharded.clear()
+        dtypes.clear()
         loop.train(load_config(path, []))
-        told[path] = {"steps": len(sharded), "sharded": all(sharded)}
+        told[path] = {"steps": len(sharded), "sharded": all(sharded), "dtypes": sorted(dtypes)}
     if int(os.environ.get("RANK", "0")) == 0:
         with open(sys.argv[1], "w") as file:
             json.dump(told, file)

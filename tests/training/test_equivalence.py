@@ -43,7 +43,8 @@ CELLS = [
     *itertools.product(KINDS, WAYS),
     *(("infonce", way) for way in (*UPDATES, *FORWARDS)),
 ]
-TOLERANCES = {"muon": 2e-3, "bf16": 0.05}
+# Of gradient norms in bf16, 0.054 was seen on a CPU with AMX.
+TOLERANCES = {"muon": 2e-3, "bf16": 0.08}
 RANKS = [2, 4] if os.environ.get("CLIPKIT_MATRIX") == "full" else [2]
 
 
@@ -94,7 +95,9 @@ def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     ]
     told = run(request.param, configs, folder / "told.json")
     for path in configs:
-        assert told[str(path)] == {"steps": 20, "sharded": path.parent.name.startswith("fsdp")}
+        fsdp, bf16 = (path.parent.name.find(word) >= 0 for word in ("fsdp", "bf16"))
+        dtype = "torch.bfloat16" if fsdp and bf16 else "torch.float32"  # in which layers are sent
+        assert told[str(path)] == {"steps": 20, "sharded": fsdp, "dtypes": [dtype]}
     return folder
 
 

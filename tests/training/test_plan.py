@@ -11,6 +11,8 @@ import pytest
 from command_line import ROOT, Run
 from test_run import write_config
 
+from clipkit.config import load_config
+from clipkit.training.plan import dry_run
 from clipkit.training.scaling import RANKS, Rates, Work, step_time
 
 WORK = Work(
@@ -87,3 +89,28 @@ def test_fsdp_sends_half_as_much_again_and_a_slow_network_shows() -> None:
     slow = dataclasses.replace(H100, network=1e10)
     assert step_time(WORK, 64, slow, "ddp").exposed > 10 * ddp.exposed
     assert step_time(WORK, 8, slow, "ddp") == step_time(WORK, 8, H100, "ddp")
+
+
+def test_layers_in_bf16_and_muons_updates_count_as_they_are_sent(tmp_path: Path) -> None:
+    """FSDP sends less in bf16, but not what is in no layer, nor gradients; DDP sends the same."""
+
+    def sent(**changes: object) -> list[float]:
+        path = write_config(tmp_path, data__evaluate={}, **changes)
+        said = (dry_run(load_config(path)) or "").splitlines()
+        row = next(line.split() for line in said if line.split()[:2] == ["2", "24"])
+        return [float(row[4]), float(row[9])]  # MiB, ddp and fsdp
+
+    plain, bf16 = sent(train__precision="fp32"), sent(train__precision="bf16")
+    muon = sent(train__precision="bf16", optim__name="muon")
+    assert plain[0] == bf16[0] < muon[0]
+    assert 0.7 * plain[1] < bf16[1] < plain[1]
+    assert muon[1] - bf16[1] == pytest.approx(2 * (muon[0] - bf16[0]), abs=0.2)
+
+
+def test_stages_are_planned_for_the_largest_and_counted_all(tmp_path: Path) -> None:
+    stages = [{"share": 0.5, "image_size": 16, "context_length": 8}, {"share": 0.5}]
+    config = load_config(write_config(tmp_path, data__evaluate={}, train__stages=stages))
+    lines = (dry_run(config) or "").splitlines()
+    each = [float(line.split()[0]) for line in lines if line.endswith(" GFLOPs a sample")]
+    assert each[0] < each[1] / 2
+    assert any("steps 5 to 9, the largest stage" in line for line in lines)
