@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 from command_line import ROOT, Run
+from PIL import Image
 from test_run import write_config
 
 from clipkit.config import load_config
@@ -49,9 +50,12 @@ def test_expected_memory_is_within_15_per_cent_of_a_real_run(report: ModuleType)
 
 @pytest.mark.slow
 def test_the_plan_goes_from_1_to_4096_gpus(clipkit: Run, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    rows = "".join(f"red.png,red number {number}\n" for number in range(4096))
+    (tmp_path / "pairs.csv").write_text(f"image,caption\n{rows}")
     config = write_config(
         tmp_path,
-        data__train=str(ROOT / "data/emoji/train-*.tar"),
+        data__train=str(tmp_path / "pairs.csv"),
         data__evaluate={},
         plan={"gpu_tflops": 989, "gpus_per_node": 4},
         train__batch_size=4096,
