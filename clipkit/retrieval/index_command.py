@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clipkit.retrieval.store import EmbeddingStore
 
 
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +38,16 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the 10 best that it should find; 0.95",
     )
+    parser.add_argument(
+        "--to",
+        nargs=2,
+        metavar=("lancedb", "URI"),
+        help="write vectors and columns into a database of LanceDB: a folder, or its address",
+    )
+    parser.add_argument("--table", help="its name in that database; the store folder's name")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a table of that name in the database"
+    )
     parser.set_defaults(run=run_index)
 
 
@@ -48,11 +62,16 @@ def byte_count(text: str) -> int:
 
 def run_index(args: argparse.Namespace) -> int:
     """Makes an index, and says what it is."""
+    from clipkit.errors import ConfigError
     from clipkit.retrieval.codes import build_codes
     from clipkit.retrieval.store import EmbeddingStore
 
     store = EmbeddingStore(args.store)
     kind = ("image" if store.image_embeds else "text") if args.kind == "auto" else args.kind
+    if args.to:
+        return _export(args, store, kind)
+    if args.table or args.overwrite:
+        raise ConfigError("index: --table and --overwrite go with --to lancedb URI")
     if args.approximate:
         from clipkit.display.console import remark
         from clipkit.retrieval.approximate import build_approximate
@@ -74,5 +93,23 @@ def run_index(args: argparse.Namespace) -> int:
     print(
         f"{args.store}: exact search among {len(store):,} {kind} embeddings now reads {size:,} "
         f"bytes, {size / max(len(store), 1):,.0f} a row, in place of {4 * store.dim:,}"
+    )
+    return 0
+
+
+def _export(args: argparse.Namespace, store: EmbeddingStore, kind: str) -> int:
+    from clipkit.errors import ConfigError
+    from clipkit.retrieval.lance import VECTOR, write_lancedb
+
+    engine, uri = args.to
+    if engine != "lancedb":
+        raise ConfigError(f"index: --to {engine}: no such engine; there is lancedb")
+    if args.approximate:
+        raise ConfigError("index: --to and --approximate make two things; give one of them")
+    table = args.table or store.folder.resolve().name
+    schema = write_lancedb(store, kind, uri, table, overwrite=args.overwrite)
+    print(
+        f"{uri}: table {table}, {len(store):,} {kind} embeddings as {schema.field(VECTOR).type} "
+        f"and {len(schema) - 1} columns"
     )
     return 0

@@ -1,0 +1,61 @@
+"""Rows of a store → another store, with vectors and columns of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipkit.retrieval.store import EmbeddingStore, sha256
+
+
+def cut_store(
+    store: EmbeddingStore,
+    folder: Path,
+    rows: np.ndarray,
+    image_embeds: np.ndarray,
+    fields: dict[str, tuple[str, list[Any]]] | None = None,
+    cut: int = 7,
+    **manifest: Any,
+) -> Path:
+    """Writes a store of images alone, in two parts.
+
+    Args:
+        store: whose model and source.
+        folder: of the new one.
+        rows: (N,) of the store, which may repeat.
+        image_embeds: (N, D) that they get.
+        fields: names of further columns, with types and N values.
+        cut: where the second part begins.
+        manifest: what else it says.
+    """
+    folder.mkdir()
+    table = store.items(rows)
+    for name, (kind, values) in (fields or {}).items():
+        types = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
+        table = table.append_column(pa.field(name, types[kind]), pa.array(values, types[kind]))
+    facts = {}
+    for number, part in enumerate((slice(0, cut), slice(cut, None))):
+        items = table.slice(part.start, None if part.stop is None else part.stop - part.start)
+        if not len(items):
+            continue
+        paths = folder / f"items-{number:05d}.parquet", folder / f"image_embeds-{number:05d}.npy"
+        pq.write_table(items, paths[0])
+        np.save(paths[1], image_embeds[part])
+        for path in paths:
+            size = path.stat().st_size
+            facts[path.name] = {"rows": len(items), "bytes": size, "sha256": sha256(path)}
+    tree = {
+        **store.manifest,
+        "rows": len(rows),
+        "dtype": str(image_embeds.dtype),
+        "columns": {name: kind for name, (kind, _) in (fields or {}).items()},
+        "parts": facts,
+        **manifest,
+    }
+    (folder / "manifest.json").write_text(json.dumps(tree))
+    return folder
