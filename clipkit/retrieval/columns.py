@@ -80,6 +80,32 @@ def table_schema(columns: Mapping[str, str]) -> pa.Schema:
     return schema
 
 
+def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables of several stores, end to end. A column that one lacks is null there; of two types
+    a column gets the one that takes values of both."""
+    kinds: dict[str, pa.DataType] = {}
+    for field in (field for table in tables for field in table.schema):
+        kind = kinds.setdefault(field.name, field.type)
+        if kind != field.type:
+            both = {kind, field.type}
+            kinds[field.name] = pa.float64() if both == {pa.int64(), pa.float64()} else pa.string()
+    schema = pa.schema(kinds.items())
+    return pa.concat_tables(
+        [
+            pa.table(
+                [
+                    table[name].cast(kind)
+                    if name in table.column_names
+                    else pa.nulls(len(table), kind)
+                    for name, kind in kinds.items()
+                ],
+                schema=schema,
+            )
+            for table in tables
+        ]
+    )
+
+
 def fit(value: Any, kind: str) -> tuple[Any, bool]:
     """A value as its column takes it, None where it cannot; and whether it could."""
     if value is None:

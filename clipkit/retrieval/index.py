@@ -125,34 +125,49 @@ class Index:
         best = _Best(len(queries), k)
         if not (len(queries) and k):
             return best.scores, best.rows
+        for rows, block in self.scan(queries, mask):
+            of_query, place = _not_ruled_out(block, best)
+            for some in _in_parts(len(place), self.pairs):
+                found = rows[place[some]]
+                best.add(of_query[some], found, self.score(queries, of_query[some], found))
+        return best.scores, best.rows
+
+    def scan(
+        self, queries: np.ndarray, mask: np.ndarray | None = None, end: int | None = None
+    ) -> Iterator[tuple[np.ndarray, Approximation]]:
+        """Approximate scores of (Q, D) float32 queries, block by block: rows ascending, scores.
+
+        Args:
+            queries: one or more.
+            mask: which rows to look at; none: all.
+            end: look at rows below this one only.
+
+        Raises:
+            CheckpointError: the vectors are not finite.
+        """
         self._scan.prepare(queries)
-        for begin, end in self._blocks(len(queries)):
-            rows = None
-            if mask is not None:
-                rows = np.flatnonzero(mask[begin:end])
-                if not len(rows):
+        end = len(self) if end is None else min(end, len(self))
+        most = _MOST_BYTES // self._scan.row_bytes
+        size = max(min(_BLOCK_SCORES // len(queries), _MOST_ROWS, most), 1)
+        for begin in range(0, end, size):
+            rows = np.arange(begin, min(begin + size, end))
+            within = None
+            if mask is not None and not mask[begin : begin + len(rows)].all():
+                within = np.flatnonzero(mask[begin : begin + len(rows)])
+                if not len(within):
                     continue
-                if len(rows) == end - begin:
-                    rows = None
-            block = self._scan.block(begin, end, rows)
+            block = self._scan.block(begin, begin + len(rows), within)
             if not np.isfinite(block.residuals).all():
                 raise CheckpointError(
                     f"{self.name}: its vectors are not finite; embed again, and if that does not "
                     "help, look at the model"
                 )
-            of_query, place = _not_ruled_out(block, best)
-            if len(place):
-                found = begin + (place if rows is None else rows[place])
-                for some in _in_parts(len(found), max(_PAIRS // self.dim, 1)):
-                    scores = self.score(queries, of_query[some], found[some])
-                    best.add(of_query[some], found[some], scores)
-        return best.scores, best.rows
+            yield (rows if within is None else rows[within]), block
 
-    def _blocks(self, queries: int) -> Iterator[tuple[int, int]]:
-        size = min(_BLOCK_SCORES // queries, _MOST_ROWS, _MOST_BYTES // self._scan.row_bytes)
-        size = max(size, 1)
-        for begin in range(0, len(self), size):
-            yield begin, min(begin + size, len(self))
+    @property
+    def pairs(self) -> int:
+        """How many pairs ``score`` may take at a time, to stay within memory."""
+        return max(_PAIRS // self.dim, 1)
 
     def score(self, queries: np.ndarray, of_query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(P,) scores of pairs of a query and a row; see the class for what a score is."""

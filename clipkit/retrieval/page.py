@@ -14,32 +14,38 @@ from clipkit.retrieval.result import Hit, SearchResult
 from clipkit.retrieval.store import EmbeddingStore
 
 
-def search_page(store: EmbeddingStore, found: Sequence[SearchResult]) -> tuple[str, str | None]:
+def search_page(
+    stores: Sequence[EmbeddingStore], found: Sequence[SearchResult], *, most: int | None = None
+) -> tuple[str, str | None]:
     """A page of searches.
 
     Args:
-        store: where the hits are from.
+        stores: where the hits are from.
         found: the results of each query.
+        most: hits that are shown of each; none: all.
 
     Returns:
         The page in HTML, and what keeps its pictures from being shown, if something does.
     """
-    reader, fault = reader_of(store)
+    readers, fault = _readers(stores)
     shown = []
     for result in found:
         image = result.query.image
         shown.append(
             Query(
                 text=result.query.title,
-                answers=[_answer(hit, reader) for hit in result],
+                answers=_answers(result, readers, most),
                 image=None if image is None else thumbnail(open_image(image, where="image")),
             )
         )
-    source, model = short_path(store.source.path), short_path(str(store.manifest["model"]))
+    samples = ", ".join(
+        f"{len(store):,} samples of {short_path(store.source.path)}" for store in stores
+    )
+    model = short_path(str(stores[0].manifest["model"]))
     return (
         page(
             "Search",
-            f"{len(store):,} samples of {source}, embedded by {model}",
+            f"{samples}, embedded by {model}",
             [gallery(Gallery("Results", shown, fault or ""))],
         ),
         fault,
@@ -48,10 +54,9 @@ def search_page(store: EmbeddingStore, found: Sequence[SearchResult]) -> tuple[s
 
 def notebook_gallery(result: SearchResult) -> str:
     """A result for a notebook: pictures, scores and captions, with styles of its own."""
-    reader, fault = reader_of(result.store)
+    readers, fault = _readers(result.stores)
     cells = []
-    for hit in result:
-        answer = _answer(hit, reader)
+    for answer in _answers(result, readers):
         picture = (
             f'<img src="{escape(answer.image)}" alt="" style="width:112px;height:112px;'
             'object-fit:contain;background:#fff">'
@@ -60,7 +65,7 @@ def notebook_gallery(result: SearchResult) -> str:
         )
         cells.append(
             '<figure style="width:112px;margin:0;overflow-wrap:anywhere;font-size:12px">'
-            f"{picture}<figcaption><b>{hit.score:.3f}</b> {escape(answer.caption)}"
+            f"{picture}<figcaption><b>{answer.score:.3f}</b> {escape(answer.caption)}"
             "</figcaption></figure>"
         )
     note = f"<p>{escape(fault)}</p>" if fault else ""
@@ -83,6 +88,20 @@ def reader_of(store: EmbeddingStore) -> tuple[Reader | None, str | None]:
             "embed it again"
         )
     return reader, None
+
+
+def _readers(stores: Sequence[EmbeddingStore]) -> tuple[list[Reader | None], str | None]:
+    """The source of each store, and what is wrong with those that are not there."""
+    opened = [reader_of(store) for store in stores]
+    faults = dict.fromkeys(fault for _, fault in opened if fault)
+    return [reader for reader, _ in opened], "; ".join(faults) or None
+
+
+def _answers(
+    result: SearchResult, readers: Sequence[Reader | None], most: int | None = None
+) -> list[Answer]:
+    places = result.of_store[:most]
+    return [_answer(hit, readers[i]) for hit, i in zip(result[:most], places, strict=True)]
 
 
 def _answer(hit: Hit, reader: Reader | None) -> Answer:

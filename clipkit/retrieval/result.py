@@ -26,6 +26,7 @@ class Hit:
     """One thing found.
 
     Attributes:
+        store: its folder.
         row: in the store.
         score: the cosine, from -1 to 1.
         key: its name in the source.
@@ -35,6 +36,7 @@ class Hit:
         metadata: the store's other columns.
     """
 
+    store: str
     row: int
     score: float
     key: str
@@ -49,10 +51,11 @@ class SearchResult(Sequence[Hit]):
 
     Attributes:
         query: what was looked for.
-        rows: (k,) int64, in the store.
+        rows: (k,) int64, each in its store.
         scores: (k,) float32 cosines.
-        store: where it was found.
-        items: the store's columns, k rows.
+        stores: where it was looked for.
+        of_store: (k,) int64, which of them each hit is from.
+        items: the stores' columns, k rows.
     """
 
     def __init__(
@@ -60,11 +63,12 @@ class SearchResult(Sequence[Hit]):
         query: SearchQuery,
         rows: np.ndarray,
         scores: np.ndarray,
-        store: EmbeddingStore,
+        stores: Sequence[EmbeddingStore],
+        of_store: np.ndarray,
         items: pa.Table,
     ) -> None:
         self.query, self.rows, self.scores = query, rows, scores
-        self.store, self.items = store, items
+        self.stores, self.of_store, self.items = stores, of_store, items
 
     @property
     def keys(self) -> list[str]:
@@ -82,12 +86,15 @@ class SearchResult(Sequence[Hit]):
         """k hits."""
         return [
             Hit(
+                store=str(self.stores[place].folder),
                 row=int(row),
                 score=float(score),
                 metadata={name: value for name, value in item.items() if name not in _OWN},
                 **{name: item[name] for name in _OWN},
             )
-            for row, score, item in zip(self.rows, self.scores, self.items.to_pylist(), strict=True)
+            for place, row, score, item in zip(
+                self.of_store, self.rows, self.scores, self.items.to_pylist(), strict=True
+            )
         ]
 
     def __len__(self) -> int:
@@ -104,13 +111,15 @@ class SearchResult(Sequence[Hit]):
         return iter(self.hits)
 
     def __repr__(self) -> str:
-        return f"{self.query}\n{format_hits(self.hits)}"
+        return f"{self.query}\n{format_hits(self)}"
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row a hit: row, score, and the store's columns."""
+        """A row a hit: row, score, with several stores the store, and the stores' columns."""
         frame: pd.DataFrame = self.items.to_pandas()
         frame.insert(0, "row", self.rows)
         frame.insert(1, "score", self.scores)
+        if len(self.stores) > 1:
+            frame.insert(0, "store", [hit.store for hit in self.hits])
         return frame
 
     def _repr_html_(self) -> str:
@@ -119,17 +128,21 @@ class SearchResult(Sequence[Hit]):
         return notebook_gallery(self)
 
 
-def format_hits(hits: Sequence[Hit], *, width: int = 200) -> str:
-    """A table of hits for a terminal of some width."""
+def format_hits(result: SearchResult, *, width: int = 200) -> str:
+    """A table of hits for a terminal of some width; with several stores it names them."""
     from clipkit.display.console import display_width
 
-    names = [(shorten(escape_control(hit.key), 60), escape_control(hit.origin)) for hit in hits]
-    fixed = 7 + max(
-        (display_width(key) + display_width(origin) for key, origin in names), default=0
-    )
+    header = ["score", "caption", "key", "origin"]
+    names = [[shorten(escape_control(hit.key), 60), escape_control(hit.origin)] for hit in result]
+    if len(result.stores) > 1:
+        header.append("store")
+        names = [
+            [*each, escape_control(hit.store)] for each, hit in zip(names, result, strict=True)
+        ]
+    fixed = 7 + max((sum(map(display_width, each)) for each in names), default=0)
     room = max(24, width - fixed - 6)
     rows = [
-        [f"{hit.score:.3f}", shorten(hit.caption or "", room), key, origin]
-        for hit, (key, origin) in zip(hits, names, strict=True)
+        [f"{hit.score:.3f}", shorten(hit.caption or "", room), *each]
+        for hit, each in zip(result, names, strict=True)
     ]
-    return format_table(["score", "caption", "key", "origin"], rows, right=[0])
+    return format_table(header, rows, right=[0])

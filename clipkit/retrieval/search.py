@@ -1,17 +1,21 @@
-"""A store + a query → what is nearest: in Python, and under ``clipkit search``."""
+"""Stores + a query → what is nearest: in Python, and under ``clipkit search``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from clipkit.encoder import Encoder, load
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.retrieval.approximate import ApproximateIndex
+from clipkit.retrieval.columns import join_tables
 from clipkit.retrieval.index import Index
+from clipkit.retrieval.merged import MergedIndex
+from clipkit.retrieval.near_duplicates import find_duplicates
 from clipkit.retrieval.query import SearchQuery, embed_queries
 from clipkit.retrieval.result import SearchResult
 from clipkit.retrieval.where import rows_where
@@ -21,14 +25,16 @@ if TYPE_CHECKING:
     from clipkit.retrieval.store import EmbeddingStore
 
 Kind = Literal["auto", "image", "text"]
+_ITEMS = 4096  # of duplicates, looked up at a time
 
 
 class StoreIndex:
-    """A store ready to be searched; see ``EmbeddingStore.index``.
+    """One or more stores ready to be searched; see ``EmbeddingStore.index``.
 
     Search is exact unless ``approximate`` is asked for: the result is what comparing with every row
-    gives, equal scores in the order of their rows. The model is loaded when the first text or image
-    is looked for.
+    gives, equal scores in the order of stores and rows. Several stores are searched one by one and
+    merged by score; what is in two of them is found twice. The model is loaded when the first text
+    or image is looked for.
 
     Args:
         store: where to look.
@@ -37,9 +43,11 @@ class StoreIndex:
             none: the one that the store names.
         approximate: whether to search what ``clipkit index --approximate`` made; with conditions
             search is exact even so.
+        also: further stores of the same model.
 
     Raises:
-        CheckpointError: the store has no vectors of this kind; or ``model`` is another one.
+        CheckpointError: a store has no vectors of this kind; or ``model`` is another one, or that
+            of a further store is.
 
     Example:
         >>> index = clipkit.EmbeddingStore("runs/emoji/store").index()
@@ -53,12 +61,14 @@ class StoreIndex:
         model: str | Path | Encoder | None = None,
         *,
         approximate: bool = False,
+        also: Sequence[EmbeddingStore] = (),
     ) -> None:
-        self.store = store
-        self.kind = ("image" if store.image_embeds else "text") if kind == "auto" else kind
-        self._index: Index | ApproximateIndex = (
-            ApproximateIndex.open(store, self.kind) if approximate else Index.open(store, self.kind)
-        )
+        self.store, self.stores = store, [store, *also]
+        self.kind: Kind = ("image" if store.image_embeds else "text") if kind == "auto" else kind
+        for other in also:
+            store.check_same_model(other)
+        make = ApproximateIndex.open if approximate else Index.open
+        self._index = MergedIndex([make(each, self.kind) for each in self.stores])
         self._encoder: Encoder | None = None
         self._model = str(store.manifest["model"]) if model is None else model
         if isinstance(model, Encoder):
@@ -86,10 +96,11 @@ class StoreIndex:
         return self._encoder
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self._index)
 
     def __repr__(self) -> str:
-        return f"StoreIndex of {self.store!r}, among its {self.kind} embeddings"
+        stores = " + ".join(map(repr, self.stores))
+        return f"StoreIndex of {stores}, among {self.kind} embeddings"
 
     def search(
         self,
@@ -108,7 +119,7 @@ class StoreIndex:
             text: what to look for, in words.
             image: and, or, a picture of it.
             negative: in words, what it should not be.
-            like: a row of the store, to find more like it; the row itself is left out.
+            like: a row of the (first) store, to find more like it; the row itself is left out.
             weights: of ``text``, ``image``, ``like`` (1 each) and ``negative`` (0.5).
             where: conditions that items must meet, all of them, such as ``"width>=512"``; see
                 :mod:`clipkit.retrieval.where`.
@@ -168,15 +179,78 @@ class StoreIndex:
         return self._search(query_embeds, named, where, k)
 
     def vector(self, row: int) -> np.ndarray:
-        """(D,) float32, what the store has of a row.
+        """(D,) float32, what the (first) store has of a row.
 
         Raises:
             ConfigError: there is no such row.
         """
-        if not 0 <= row < len(self):
-            raise ConfigError(f"like: {row} is no row of {self.store.folder}; 0 to {len(self) - 1}")
+        last = len(self.store) - 1
+        if not 0 <= row <= last:
+            raise ConfigError(f"like: {row} is no row of {self.store.folder}; 0 to {last}")
         vector: np.ndarray = self._index.vectors(np.array([row]))[0]
         return vector
+
+    def duplicates(
+        self, least: float = 0.95, *, where: str | Sequence[str] = (), progress: bool = False
+    ) -> Iterator[SearchResult]:
+        """Groups of items that are nearly the same, the largest first.
+
+        A group is an item that stays, with a score of 1, and those after it that are as near to it
+        as asked for, the nearest first; an item belongs to the first such one. So whoever keeps
+        the first of each group, and what is in none, keeps no two that are that near. This is
+        exact. It compares each item with all that stay: N² D / 2 multiplications at most.
+
+        Args:
+            least: the cosine, above 0 and below 1.
+            where: see ``search``; among these items alone.
+            progress: whether to show a progress bar.
+
+        Raises:
+            ConfigError: ``least`` is no such cosine, or a condition makes no sense.
+            CheckpointError: a store is damaged.
+        """
+        if not 0 < least < 1:
+            raise ConfigError(
+                f"duplicates: {least}; give a cosine above 0 and below 1: 0.95, or 0.999 for what "
+                "is the same but for rounding"
+            )
+        first, scores = find_duplicates(
+            self._index, np.float32(least), mask=self._mask(where), progress=progress
+        )
+        return self._groups(first, scores)
+
+    def _groups(self, first: np.ndarray, scores: np.ndarray) -> Iterator[SearchResult]:
+        gone = np.flatnonzero(first >= 0)
+        gone = gone[np.lexsort((gone, -scores[gone], first[gone]))]
+        kept, begins, counts = np.unique(first[gone], return_index=True, return_counts=True)
+        some: list[np.ndarray] = []
+        for i in np.lexsort((kept, -counts)):
+            some.append(np.append(kept[i], gone[begins[i] : begins[i] + counts[i]]))
+            if sum(map(len, some)) >= _ITEMS:
+                yield from self._group_results(some, scores)
+                some = []
+        yield from self._group_results(some, scores)
+
+    def _group_results(self, groups: list[np.ndarray], scores: np.ndarray) -> list[SearchResult]:
+        found = [np.append(np.float32(1), scores[rows[1:]]) for rows in groups]
+        results = self._results([SearchQuery("near-duplicates")] * len(groups), groups, found)
+        for result in results:
+            result.query = SearchQuery(f"near-duplicates of {result.keys[0]}")
+        return results
+
+    def _mask(self, where: str | Sequence[str]) -> np.ndarray | None:
+        masks = []
+        for store in self.stores:
+            try:
+                mask = rows_where(store, where)
+            except ConfigError as error:
+                if len(self.stores) == 1:
+                    raise
+                raise ConfigError(f"{store.folder}: {error}") from error
+            if mask is None:
+                return None
+            masks.append(mask)
+        return np.concatenate(masks)
 
     def _search(
         self,
@@ -185,7 +259,7 @@ class StoreIndex:
         where: str | Sequence[str],
         k: int,
     ) -> list[SearchResult]:
-        mask = rows_where(self.store, where)
+        mask = self._mask(where)
         leaves_out = any(query.like is not None for query in queries)
         # A row is always like itself: one more is looked for, and it is left out.
         scores, rows = self._index.search(query_embeds, k + leaves_out if k > 0 else k, mask=mask)
@@ -193,17 +267,39 @@ class StoreIndex:
             np.flatnonzero(found != (-1 if query.like is None else query.like))[:k]
             for query, found in zip(queries, rows, strict=True)
         ]
-        found_rows = [found[keep] for found, keep in zip(rows, kept, strict=True)]
-        all_rows = np.concatenate([np.zeros(0, np.int64), *found_rows])
-        items = self.store.items(all_rows)
-        ends = np.cumsum([0, *map(len, found_rows)])
+        return self._results(
+            queries,
+            [found[keep] for found, keep in zip(rows, kept, strict=True)],
+            [found[keep] for found, keep in zip(scores, kept, strict=True)],
+        )
+
+    def _results(
+        self,
+        queries: Sequence[SearchQuery],
+        rows: Sequence[np.ndarray],
+        scores: Sequence[np.ndarray],
+    ) -> list[SearchResult]:
+        """Results of rows that count through all stores."""
+        of_store, within = self._index.locate(np.concatenate([np.zeros(0, np.int64), *rows]))
+        items = self._items(of_store, within)
+        ends = np.cumsum([0, *map(len, rows)])
         return [
             SearchResult(
                 query,
-                found_rows[i],
-                scores[i][kept[i]],
-                self.store,
-                items.slice(ends[i], len(found_rows[i])),
+                within[begin:end],
+                scores[i],
+                self.stores,
+                of_store[begin:end],
+                items.slice(begin, end - begin),
             )
-            for i, query in enumerate(queries)
+            for i, (query, begin, end) in enumerate(zip(queries, ends, ends[1:], strict=False))
         ]
+
+    def _items(self, of_store: np.ndarray, within: np.ndarray) -> pa.Table:
+        if len(self.stores) == 1:
+            return self.store.items(within)
+        places = [np.flatnonzero(of_store == i) for i in range(len(self.stores))]
+        tables = [
+            store.items(within[place]) for store, place in zip(self.stores, places, strict=True)
+        ]
+        return join_tables(tables).take(pa.array(np.argsort(np.concatenate(places))))

@@ -11,7 +11,10 @@ from clipkit.display.arguments import positive
 if TYPE_CHECKING:
     from clipkit.retrieval.query import SearchQuery
     from clipkit.retrieval.result import SearchResult
+    from clipkit.retrieval.search import StoreIndex
+    from clipkit.retrieval.store import EmbeddingStore
 
+_GROUPS, _OF_GROUP = 100, 24  # of near-duplicates, on a page
 _FIELDS = ("text", "image", "negative", "weights", "like")
 
 
@@ -48,6 +51,19 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COND",
         help="only items that meet it, such as width>=512, lang=en, caption~apple; may be repeated",
     )
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="STORE",
+        help="a further store of the same model, searched together with it; may be repeated",
+    )
+    parser.add_argument(
+        "--duplicates",
+        type=float,
+        metavar="COSINE",
+        help="look for no TEXT but for items that are as near to each other, such as 0.95",
+    )
     parser.add_argument("-k", type=positive, default=5, metavar="N", help="results a query")
     parser.add_argument(
         "--kind",
@@ -67,15 +83,17 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_search(args: argparse.Namespace) -> int:
     """Prints what each query finds."""
-    from pathlib import Path
-
     from clipkit.display.console import plain_warnings, remark
     from clipkit.retrieval.store import EmbeddingStore
 
     _check_order(args.store, args.texts)
-    queries = _queries(args)
-    store = EmbeddingStore(args.store)
-    index = store.index(args.kind, args.model, approximate=args.approximate)
+    alone = args.duplicates is not None
+    queries = _no_queries(args) if alone else _queries(args)
+    store, *also = [EmbeddingStore(name) for name in (args.store, *args.also)]
+    index = store.index(args.kind, args.model, approximate=args.approximate, also=also)
+    if alone:
+        _print_duplicates(index, args)
+        return 0
     if args.approximate and args.where:
         remark("with --where, search is exact")
     with plain_warnings():
@@ -83,15 +101,63 @@ def run_search(args: argparse.Namespace) -> int:
     for result in found:
         _print_result(result, as_json=args.json)
     if args.html:
-        from clipkit.atomic import write_text
-        from clipkit.retrieval.page import search_page
-
-        html, fault = search_page(store, found)
-        write_text(Path(args.html), html)
-        if fault:
-            remark(fault)
-        remark(f"the page is {args.html}")
+        _write_page(args.html, index.stores, found)
     return 0
+
+
+def _print_duplicates(index: StoreIndex, args: argparse.Namespace) -> None:
+    """Prints each group, and what would be left without the duplicates."""
+    from clipkit.display.console import remark
+
+    groups = rows = 0
+    shown = []
+    for result in index.duplicates(args.duplicates, where=args.where, progress=True):
+        groups += 1
+        rows += len(result) - 1
+        if groups <= _GROUPS:
+            shown.append(result)
+        _print_result(result, as_json=args.json)
+    remark(f"{rows:,} of {len(index):,} are near-duplicates, of {groups:,} others")
+    if args.html:
+        if groups > len(shown) or any(len(result) > _OF_GROUP for result in shown):
+            remark(f"the page has the {_GROUPS} largest groups, and {_OF_GROUP} of each, at most")
+        _write_page(args.html, index.stores, shown, most=_OF_GROUP)
+
+
+def _write_page(
+    name: str,
+    stores: Sequence[EmbeddingStore],
+    found: Sequence[SearchResult],
+    most: int | None = None,
+) -> None:
+    from pathlib import Path
+
+    from clipkit.atomic import write_text
+    from clipkit.display.console import remark
+    from clipkit.retrieval.page import search_page
+
+    html, fault = search_page(stores, found, most=most)
+    write_text(Path(name), html)
+    if fault:
+        remark(fault)
+    remark(f"the page is {name}")
+
+
+def _no_queries(args: argparse.Namespace) -> list[SearchQuery]:
+    """None; what --duplicates has no use for is refused.
+
+    Raises:
+        ConfigError: names it.
+    """
+    from clipkit.errors import ConfigError
+
+    for name in ("texts", "image", "negative", "queries", "approximate"):
+        if getattr(args, name):
+            what = "TEXT" if name == "texts" else f"--{name}"
+            raise ConfigError(
+                f"search: --duplicates compares all with all, exactly; leave out {what}"
+            )
+    return []
 
 
 def _check_order(store: str, texts: Sequence[str]) -> None:

@@ -163,22 +163,24 @@ class EmbeddingStore:
         model: str | Path | Encoder | None = None,
         *,
         approximate: bool = False,
+        also: Sequence[EmbeddingStore] = (),
     ) -> StoreIndex:
-        """The store ready to be searched.
+        """The store ready to be searched, alone or together with others.
 
         Args:
             kind: among which vectors: ``image``, ``text``, or ``auto``: images, or texts where
                 there are no images.
             model: what made the store; none: found where the manifest says it is.
             approximate: whether to search what ``clipkit index --approximate`` made.
+            also: further stores of the same model, searched as if their rows came after these.
 
         Raises:
-            CheckpointError: the store has no vectors of this kind, or another model made it; or
+            CheckpointError: a store has no vectors of this kind, or another model made it; or
                 there is no such index.
         """
         from clipkit.retrieval.search import StoreIndex
 
-        return StoreIndex(self, kind, model, approximate=approximate)
+        return StoreIndex(self, kind, model, approximate=approximate, also=also)
 
     def check_model(self, encoder: Encoder) -> None:
         """Refuses a model other than the one that made the store: scores between the vectors
@@ -194,6 +196,21 @@ class EmbeddingStore:
                     f"{self.folder}: made with the model {ours['model']} ({words} "
                     f"{ours[name][:12]}), not with {encoder.name} ({theirs[name][:12]}); name that "
                     "model, or embed again with this one"
+                )
+
+    def check_same_model(self, other: EmbeddingStore) -> None:
+        """Refuses a store that another model made.
+
+        Raises:
+            CheckpointError: names both stores and models.
+        """
+        theirs, ours = other.manifest, self.manifest
+        for name, words in (("weights_sha256", "weights"), ("preprocess_sha256", "preprocessing")):
+            if theirs[name] != ours[name]:
+                raise CheckpointError(
+                    f"{other.folder}: made with the model {theirs['model']} ({words} "
+                    f"{theirs[name][:12]}), where {self.folder} is of {ours['model']} "
+                    f"({ours[name][:12]}); their scores cannot be compared, so search each alone"
                 )
 
     def _verify(self) -> None:

@@ -194,17 +194,17 @@ def test_the_page_shows_pictures_and_says_why_where_it_cannot(
 ) -> None:
     store = _embed(tiny_encoder, shard, tmp_path / "store")
     found = [store.index(model=tiny_encoder).search("<script>red", k=3)]
-    html, fault = search_page(store, found)
+    html, fault = search_page([store], found)
     assert fault is None
     assert html.count("data:image/webp;base64,") == 3
     assert "<script>" not in html
     noise_shard(shard, 21)
-    html, fault = search_page(store, found)
+    html, fault = search_page([store], found)
     assert fault is not None
     assert "has changed" in fault
     assert "data:image/webp" not in html
     shard.unlink()
-    _, fault = search_page(store, found)
+    _, fault = search_page([store], found)
     assert fault is not None
     assert "no pictures can be shown" in fault
 
@@ -298,6 +298,6 @@ def test_file_names_that_are_not_utf8_are_embedded_and_shown(
     (photos / os.fsdecode(b"caf\xe9.png")).write_bytes(png_bytes(noise_image(0)))
     store = _embed(tiny_encoder, photos, photos / "store")
     assert store.table["key"].to_pylist() == ["caf?.png"]
-    html, fault = search_page(store, [store.index(model=tiny_encoder).search("red", k=1)])
+    html, fault = search_page([store], [store.index(model=tiny_encoder).search("red", k=1)])
     assert fault is None  # although the store is inside the folder
     assert html.count("data:image/webp;base64,") == 1
