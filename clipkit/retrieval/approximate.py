@@ -18,7 +18,7 @@ import numpy as np
 from clipkit.display.console import progress_bar
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.retrieval.codes import FOLDER, commit, open_manifest, vectors_of
-from clipkit.retrieval.index import Index, check_queries
+from clipkit.retrieval.index import Index, check_queries, in_parts
 from clipkit.retrieval.scan import read_rows
 
 if TYPE_CHECKING:
@@ -238,7 +238,9 @@ class ApproximateIndex:
         of_query, place = np.nonzero(found >= 0)
         near = found[of_query, place]
         full = np.full(found.shape, -np.inf, dtype=np.float32)
-        full[of_query, place] = self.exact.score(queries, of_query, near)
+        for some in in_parts(len(near), self.exact.pairs):
+            score = self.exact.score(queries, of_query[some], near[some])
+            full[of_query[some], place[some]] = score
         order = np.lexsort((found, -full), axis=1)[:, :k]
         scores = np.take_along_axis(full, order, axis=1)
         rows = np.take_along_axis(found, order, axis=1)

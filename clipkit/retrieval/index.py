@@ -127,7 +127,7 @@ class Index:
             return best.scores, best.rows
         for rows, block in self.scan(queries, mask):
             of_query, place = _not_ruled_out(block, best)
-            for some in _in_parts(len(place), self.pairs):
+            for some in in_parts(len(place), self.pairs):
                 found = rows[place[some]]
                 best.add(of_query[some], found, self.score(queries, of_query[some], found))
         return best.scores, best.rows
@@ -246,6 +246,7 @@ def check_queries(query_embeds: np.ndarray, dim: int) -> np.ndarray:
     return queries
 
 
-def _in_parts(length: int, size: int) -> Iterator[slice]:
+def in_parts(length: int, size: int) -> Iterator[slice]:
+    """0 to ``length`` in slices of ``size``, the last of what is left."""
     for begin in range(0, length, size):
         yield slice(begin, begin + size)
