@@ -31,8 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = parser.parse_known_args(argv)
     if "rest" in args:
         # argparse takes nothing more into a list of words once an option has stood before it.
-        getattr(args, args.rest).extend(word for word in unknown if not word.startswith("-"))
-        unknown = [word for word in unknown if word.startswith("-")]
+        end = unknown.index("--") if "--" in unknown else len(unknown)
+        words = [word for word in unknown[:end] if not word.startswith("-")]
+        getattr(args, args.rest).extend([*words, *unknown[end + 1 :]])
+        unknown = [word for word in unknown[:end] if word.startswith("-")]
     if unknown:
         hint = ""
         if args.command == "train" and "=" in unknown[0]:

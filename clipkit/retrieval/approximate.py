@@ -159,7 +159,9 @@ def build_approximate(
     aside = store.folder / FOLDER / f".{name}.{os.getpid()}.tmp"
     try:
         aside.parent.mkdir(exist_ok=True)
-        faiss.write_index(index, str(aside))
+        # Through a file of ours: faiss's own takes no notice of a disk that is full at the end.
+        with aside.open("wb") as file:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
         built = Built(plan.factory, bytes=aside.stat().st_size, **measured)
         commit(store, kind, "approximate", {name: aside}, {"built": asdict(built)})
     except (OSError, RuntimeError) as error:
@@ -204,7 +206,11 @@ class ApproximateIndex:
             )
         name = f"{kind}-approximate.faiss"
         built = manifest.get("built")
-        if not isinstance(built, dict) or list(manifest["files"]) != [name]:
+        if (
+            not isinstance(built, dict)
+            or not all(_is_number(built.get(what)) for what in ("refine", "effort"))
+            or list(manifest["files"]) != [name]
+        ):
             raise CheckpointError(f"{store.folder / FOLDER}: broken; make the index anew")
         try:
             index = faiss.read_index(str(store.folder / FOLDER / name))
@@ -215,7 +221,7 @@ class ApproximateIndex:
         if (index.ntotal, index.d) != (len(store), store.dim):
             raise CheckpointError(f"{store.folder / FOLDER / name}: not of the store's shape")
         exact = Index.open(store, "image" if kind == "image" else "text")
-        return cls(index, exact, int(built["refine"]), int(built["effort"]))
+        return cls(index, exact, max(built["refine"], 1), built["effort"])
 
     def __len__(self) -> int:
         return len(self.exact)
@@ -266,6 +272,11 @@ class ApproximateIndex:
             self._index.hnsw.efSearch = max(effort, 1)
         elif self.most_effort:
             self._index.nprobe = max(effort, 1)
+
+
+def _is_number(value: Any) -> bool:
+    # What faiss takes; 0 for an index that has no effort.
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def import_faiss() -> Any:

@@ -194,7 +194,7 @@ def open_manifest(
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _broken(path, "cannot be read", store) from error
     if not _well_formed(manifest, f"{kind}-{what}"):
         raise _broken(path, "is not the manifest of an index that this clipkit reads", store)

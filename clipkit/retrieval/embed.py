@@ -282,10 +282,13 @@ def _plan(
         max_image_pixels=wanted["max_image_pixels"],
     )
     path = reader.source.path
-    # As seen from anywhere, for showing the images again.
+    # As seen from anywhere, for showing the images again, and for searching.
     path = path if "://" in path else str(Path(path).expanduser().absolute())
+    name = encoder.name
+    if name is not None and Path(name).is_dir():
+        name = str(Path(name).absolute())
     return Plan(
-        model=encoder.name,
+        model=name,
         weights_sha256=wanted["weights_sha256"],
         preprocess_sha256=wanted["preprocess_sha256"],
         dim=encoder.embed_dim,

@@ -57,7 +57,8 @@ def byte_count(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write 500MB or 2GB")
     power = " KMGT".index(match[2] or " ")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    size = float(match[1]) * (1024 if match[3] else 1000) ** power
+    return int(min(size, 2**63))  # more than any memory, and it may be infinite
 
 
 def run_index(args: argparse.Namespace) -> int:

@@ -110,7 +110,7 @@ def read_record(folder: Path, number: int) -> dict[str, Any] | None:
                 return None
             if (folder / name).stat().st_size != facts["bytes"]:
                 return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

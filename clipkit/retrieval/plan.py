@@ -87,7 +87,7 @@ def read_plan(folder: Path) -> Plan | None:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}); remove {folder} and embed again"
         ) from error

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clipkit.inputs import ImageInput
 
 _WEIGHTS = {"text": 1.0, "image": 1.0, "like": 1.0, "negative": 0.5}
+_MOST = 1e6  # of a weight: far above it, sums overflow
 _LEAST = 1e-6  # of a sum's length: below it, its direction is rounding
 
 
@@ -54,11 +55,11 @@ class SearchQuery:
             if (
                 isinstance(weight, bool)
                 or not isinstance(weight, int | float)
-                or not 0 <= weight < float("inf")
+                or not 0 <= weight <= _MOST
             ):
                 raise ConfigError(
-                    f"weights: {name} is {weight!r}; give a number from 0 on (what should not be "
-                    "found goes under negative)"
+                    f"weights: {name} is {weight!r}; give a number from 0 on, a million at "
+                    "most (what should not be found goes under negative)"
                 )
 
     def weight(self, part: str) -> float:

@@ -209,7 +209,8 @@ def _read_queries(name: str, negative: tuple[str, ...]) -> list[SearchQuery]:
 
     path = Path(name).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON may hold what Unicode calls a line separator.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -224,7 +225,7 @@ def _read_queries(name: str, negative: tuple[str, ...]) -> list[SearchQuery]:
             continue
         try:
             fields = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: is no JSON ({error})") from error
         _check_fields(fields, where)
         below = fields.get("negative", [])

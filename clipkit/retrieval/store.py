@@ -64,6 +64,8 @@ class EmbeddingStore:
         self._verify()
         self.image_embeds = self._parts("image_embeds")
         self.text_embeds = self._parts("text_embeds")
+        if sum(rows for _, rows in self._tables) != len(self):
+            raise CheckpointError(f"{self.folder}: its parts do not hold {len(self)} rows")
 
     def __len__(self) -> int:
         return int(self.manifest["rows"])
@@ -310,7 +312,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read; embed again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not the manifest of a store; make one with clipkit embed")
@@ -338,7 +340,7 @@ def _well_formed(parts: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _is_text(value: Any) -> bool:

@@ -124,8 +124,8 @@ def _value(text: str, kind: pa.DataType, condition: str, name: str) -> pa.Scalar
         if pa.types.is_integer(kind):
             try:
                 return pa.scalar(int(text), pa.int64())
-            except ValueError:
-                return pa.scalar(float(text))  # width<=0.5 has a meaning
+            except (ValueError, OverflowError):
+                return pa.scalar(float(text))  # width<=0.5 has a meaning, and so has <1e30
         if pa.types.is_floating(kind):
             return pa.scalar(float(text))
         return pa.scalar(text).cast(kind)

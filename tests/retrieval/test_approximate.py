@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from clipkit.encoder import Encoder
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.retrieval.approximate import build_approximate, plan_index
 from clipkit.retrieval.embed import embed
+from clipkit.retrieval.index_command import byte_count
 from clipkit.retrieval.store import EmbeddingStore, sha256
 
 pytest.importorskip("faiss")
@@ -127,12 +129,32 @@ def test_a_foreign_damaged_or_missing_index_is_refused(
     manifest.write_text(text.replace('"weights_sha256": "', '"weights_sha256": "0'))
     assert main(search) == 4
     assert "of the model" in capsys.readouterr().err
+    tree = json.loads(text)
+    tree["built"]["effort"] = None
+    manifest.write_text(json.dumps(tree))
+    assert main(search) == 4
+    assert "broken" in capsys.readouterr().err
     manifest.write_text(text)
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert main(search) == 2
     assert "pip install 'clipkit-pretraining[faiss]'" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="faiss"):
         build_approximate(EmbeddingStore(store), "image", memory=10**9)
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_no_index(store: Path) -> None:
+    """faiss's own writer leaves a file without its end, and says nothing."""
+    opened = EmbeddingStore(store)
+    built = build_approximate(opened, "image", memory=2 * 10**6, progress=False)
+    shutil.rmtree(store / "index")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (built.bytes - 1, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            build_approximate(opened, "image", memory=2 * 10**6, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((store / "index").iterdir()) == []
 
 
 def test_numbers_that_make_no_sense_are_refused(
@@ -142,6 +164,7 @@ def test_numbers_that_make_no_sense_are_refused(
     assert "--recall: 2.0" in capsys.readouterr().err
     assert main(["index", str(store), "--approximate", "--memory", "1KB"]) == 2
     assert "--memory: 1,000 bytes are too few" in capsys.readouterr().err
+    assert byte_count("9" * 400) >= 2**62
     with pytest.raises(SystemExit):
         main(["index", str(store), "--memory", "much"])
     with pytest.raises(CheckpointError, match="no approximate index"):

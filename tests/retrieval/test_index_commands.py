@@ -69,6 +69,7 @@ def test_a_damaged_or_stale_index_is_named(store: Path, capsys: pytest.CaptureFi
         (lambda: codes.unlink(), "is missing"),
         (lambda: manifest.write_text(text[:50]), "cannot be read"),
         (lambda: manifest.write_text("[]"), "is not the manifest"),
+        (lambda: manifest.write_text("[" * 100_000), "cannot be read"),
         (lambda: _edit(manifest, of="0"), "it has changed since"),
         (lambda: _edit(manifest, weights_sha256="0"), "of the model"),
         (lambda: _edit(manifest, files={"../x": {"bytes": 1, "sha256": ""}}), "not the manifest"),
@@ -104,6 +105,7 @@ def test_queries_of_several_parts_and_conditions(tiny_encoder: Encoder, whole: P
     few = index.search("red", where=["source_row>=30", "caption~NUMBER 3", "key!=00031"], k=99)
     assert sorted(few.rows) == [30, *range(32, 40)]
     assert len(index.search("red", where="caption=nothing like this")) == 0
+    assert len(index.search("red", where="width<99999999999999999999", k=99)) == 40
     assert index.search(like=5, k=1).rows[0] != 5
     many = index.search_many(["red", "dog"], k=2)
     assert [list(one.rows) for one in many] == [
@@ -119,6 +121,8 @@ def test_what_makes_no_sense_ends_in_one_line(
     (tmp_path / "q.jsonl").write_text('{"text": "red"}\n{"txt": "blue"}\n')
     (tmp_path / "bad.jsonl").write_text("red\n")
     (tmp_path / "none.txt").write_text("\n")
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    (tmp_path / "huge.jsonl").write_text('{"text": "red", "weights": {"text": %s}}' % ("9" * 400))
     for options, code, message in (
         (["red", "--model", other], 4, "made with the model"),
         (["red", "--where", "captoin=x"], 2, "captoin: no such column. Did you mean caption?"),
@@ -129,6 +133,8 @@ def test_what_makes_no_sense_ends_in_one_line(
         (["--queries", tmp_path / "q.jsonl"], 3, "line 2: txt: no such part of a query"),
         (["--queries", tmp_path / "bad.jsonl"], 3, "line 1: is no JSON"),
         (["--queries", tmp_path / "none.txt"], 3, "no queries in it"),
+        (["--queries", tmp_path / "deep.jsonl"], 3, "line 1: is no JSON"),
+        (["--queries", tmp_path / "huge.jsonl"], 3, "a million at most"),
         (["--queries", tmp_path / "missing"], 3, "cannot be read"),
         ([" "], 2, "an empty text"),
         ([], 2, "nothing to look for"),
@@ -141,11 +147,14 @@ def test_what_makes_no_sense_ends_in_one_line(
     assert main(["search", str(store), "red", "-k", "99", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["hits"]) == 40
     (tmp_path / "good.jsonl").write_text(
-        '{"text": "red", "negative": ["dog"], "weights": {"negative": 0.1}}\n{"like": 3}\n'
+        # Begun with a byte order mark, as Windows does; JSON may hold a line separator.
+        '\ufeff{"text": "red", "negative": ["dog"], "weights": {"negative": 0.1}}\n'
+        '{"like": 3}\r\n{"text": "a\u2028cat"}\n'
     )
-    assert main(["search", str(store), "--queries", str(tmp_path / "good.jsonl"), "--json"]) == 0
-    queries = [json.loads(line)["query"] for line in capsys.readouterr().out.splitlines()]
-    assert queries == ['"red" − "dog"', "row 3"]
+    file = str(tmp_path / "good.jsonl")
+    assert main(["search", str(store), "--queries", file, "--json", "--", "-red"]) == 0
+    queries = [json.loads(line)["query"] for line in capsys.readouterr().out.split("\n")[:-1]]
+    assert queries == ["-red", '"red" − "dog"', "row 3", "a\u2028cat"]
 
 
 def test_python_refuses_what_makes_no_sense(tiny_encoder: Encoder, whole: Path) -> None:
@@ -156,6 +165,7 @@ def test_python_refuses_what_makes_no_sense(tiny_encoder: Encoder, whole: Path) 
         (lambda: index.search(like=40), "no row"),
         (lambda: index.search("red", weights={"txt": 1}), "no part of a query"),
         (lambda: index.search("red", weights={"text": -1}), "from 0 on"),
+        (lambda: index.search("red", weights={"text": 1e308}), "a million at most"),
         (lambda: index.search("red", negative="red", weights={"negative": 1}), "cancel out"),
         (lambda: index.search_embeds(np.full((1, 24), np.nan)), "not finite"),
         (lambda: index.search_embeds(np.zeros((1, 5))), "vectors of 24"),

@@ -37,6 +37,19 @@ def test_search_prints_a_table_a_query(
     assert "a.tar, sample 0000" in rows[0]
 
 
+def test_a_store_finds_its_model_and_pictures_from_any_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny_model(tmp_path / "model")
+    noise_shard(tmp_path / "a.tar", 2)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["embed", "model", "a.tar", "store", "--workers", "0"]) == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["search", "../store", "red", "--html", "page.html"]) == 0, capsys.readouterr().err
+    assert Path("page.html").read_text().count("data:image/webp;base64,") == 2
+
+
 def test_search_by_picture_as_json_and_as_a_page(
     tiny_folder: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -158,6 +158,11 @@ def test_what_is_no_whole_store_is_refused_in_one_line(
             EmbeddingStore(folder)
         assert "\n" not in str(caught.value)
 
+    no_table = json.loads(good)
+    del no_table["parts"]["items-00000.parquet"]
+    manifest.write_text(json.dumps(no_table))
+    refused("do not hold")
+    manifest.write_text(good)
     part.write_bytes(vectors[:-100])
     refused("manifest says")
     part.unlink()
@@ -172,6 +177,10 @@ def test_what_is_no_whole_store_is_refused_in_one_line(
     for key, wrong in (("rows", "many"), ("dim", None), ("skipped", 3), ("source", [])):
         manifest.write_text(json.dumps({**json.loads(good), key: wrong}))
         refused(f"{key} is missing or broken")
+    manifest.write_text(json.dumps({**json.loads(good), "rows": 10**30}))
+    refused("rows is missing or broken")
+    manifest.write_text("[" * 100_000)
+    refused("cannot be read")
     facts["parts"] = {"../../etc/passwd": {"rows": 1, "bytes": 1, "sha256": ""}}
     manifest.write_text(json.dumps(facts))
     refused("parts is missing or broken")
