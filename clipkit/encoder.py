@@ -20,11 +20,16 @@ from torch import Tensor
 
 from clipkit.config.schema import PreprocessConfig
 from clipkit.data import eval_transform
-from clipkit.data.tokenize import load_tokenizer, tokenize
+from clipkit.data.open_clip_tokenizer import cleaning, openai_tokenizer
+from clipkit.data.tokenize import load_tokenizer, open_tokenizer, prepare_tokenizer, tokenize
 from clipkit.display.console import progress_bar
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.inputs import ImageInput, clean_text, is_one_image, list_texts, open_image
-from clipkit.models import DualEncoder, load_model, load_preprocess
+from clipkit.models import DualEncoder, ForeignEncoder, load_model, load_preprocess
+from clipkit.models.foreign import load_foreign
+from clipkit.models.open_clip import is_open_clip, load_open_clip
+from clipkit.models.open_clip_config import CONFIG, read_config
+from clipkit.models.pretrained import load_config
 from clipkit.types import Batch, Embeddings, Skip
 
 if TYPE_CHECKING:
@@ -53,13 +58,17 @@ def load(
     *,
     device: str | None = None,
     dtype: torch.dtype | None = None,
+    tokenizer: str | Path | None = None,
 ) -> Encoder:
     """A model ready to embed.
 
     Args:
-        folder_or_name: a run's folder, a Hugging Face folder, or a hub name.
+        folder_or_name: a run's folder, a Hugging Face folder or hub name of a CLIP, SigLIP,
+            SigLIP 2 of one resolution or VisionTextDualEncoder, or the folder of an open_clip
+            checkpoint.
         device: ``cuda``, ``cuda:1``, ``mps``, ``cpu``; none: the best there is, in this order.
         dtype: of the weights; none: float32.
+        tokenizer: a folder or hub name with the tokenizer; none: the model's own.
 
     Raises:
         CheckpointError: there is no model, or it cannot be read.
@@ -67,10 +76,48 @@ def load(
     """
     name = _model_folder(str(folder_or_name))
     place = _device(device)
-    preprocess = load_preprocess(name)
-    tokenizer = load_tokenizer(name, context_length=preprocess.context_length)
-    model = load_model(name, dtype=dtype).to(place)
-    return Encoder(model, preprocess, tokenizer, place, name=name)
+    if is_open_clip(name):
+        return _load_open_clip(name, place, dtype, tokenizer)
+    kind = load_config(name).model_type
+    words = str(tokenizer or name)
+    model: DualEncoder | ForeignEncoder
+    if kind == "clip":
+        preprocess = load_preprocess(name)
+        own = load_tokenizer(words, context_length=preprocess.context_length)
+        model = load_model(name, dtype=dtype)
+    else:
+        # As it is, for what it says about the texts of the model.
+        own = open_tokenizer(words)
+        model, preprocess = load_foreign(name, own, dtype=dtype)
+        own = prepare_tokenizer(own, preprocess.context_length, words, slow=True)
+    return Encoder(model.to(place), preprocess, own, place, name=name)
+
+
+def _load_open_clip(
+    name: str, place: torch.device, dtype: torch.dtype | None, tokenizer: str | Path | None
+) -> Encoder:
+    config = read_config(Path(name))
+    length = config.preprocess.context_length
+    if tokenizer is not None:
+        own = load_tokenizer(str(tokenizer), context_length=length)
+    elif config.own_tokenizer:
+        own = cleaning(load_tokenizer(name, context_length=length), name, config.clean)
+    else:
+        own = openai_tokenizer(name, context_length=length, clean=config.clean)
+    greatest, end = max(own.get_vocab().values()), own.eos_token_id
+    if greatest >= config.preprocess.vocab_size:
+        raise CheckpointError(
+            f"{name}: the tokenizer has ids up to {greatest}, where the model takes "
+            f"{config.preprocess.vocab_size} tokens; name the one it was trained with."
+        )
+    if end is None or end != (greatest if config.pools_end is None else config.pools_end):
+        wanted = "greatest id" if config.pools_end is None else f"id {config.pools_end}"
+        raise CheckpointError(
+            f"{name}: the tokenizer's end token has the id {end}, where the model takes its "
+            f"embedding from the {wanted}; name the one it was trained with."
+        )
+    model = load_open_clip(Path(name), config, end, dtype=dtype).to(place)
+    return Encoder(model, config.preprocess, own, place, name=name)
 
 
 class Encoder:
@@ -88,7 +135,7 @@ class Encoder:
 
     def __init__(
         self,
-        model: DualEncoder,
+        model: DualEncoder | ForeignEncoder,
         preprocess: PreprocessConfig,
         tokenizer: PreTrainedTokenizerBase,
         device: torch.device | str,
@@ -110,6 +157,13 @@ class Encoder:
     def scale(self) -> float:
         """The inverse temperature that cosines are multiplied by before a softmax."""
         return float(self.model.logit_scale.detach().float().exp())
+
+    @property
+    def bias(self) -> float | None:
+        """What is added to cosines times ``scale`` before a sigmoid, in models that answer yes or
+        no to each label (SigLIP); None in those whose labels share one softmax."""
+        bias = self.model.logit_bias
+        return None if bias is None else float(bias.detach())
 
     @cached_property
     def folder(self) -> Path:
@@ -308,7 +362,7 @@ def _model_folder(name: str) -> str:
         CheckpointError: the run has no model yet.
     """
     folder = Path(name).expanduser()
-    if not folder.is_dir() or (folder / "config.json").is_file():
+    if not folder.is_dir() or any((folder / each).is_file() for each in ("config.json", CONFIG)):
         return str(folder) if folder.is_dir() else name
     if (folder / "model" / "config.json").is_file():
         return str(folder / "model")

@@ -81,6 +81,17 @@ class PreprocessConfig:
 
 
 @dataclass
+class ForeignPreprocess(PreprocessConfig):
+    """Of a model from elsewhere, where it does what no run here asks for: read from the model's
+    folder, no part of a config."""
+
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    # Whose roundings: transformers resizes with torchvision and floors the corner of the crop,
+    # open_clip resizes with Pillow and rounds it.
+    library: Literal["transformers", "open_clip"] = "transformers"
+
+
+@dataclass
 class AugmentConfig:
     """Random changes of training images, a function of (seed, position)."""
 

@@ -108,23 +108,45 @@ def train_tokenizer(
     return _clip_tokenizer(alphabet, merges, context_length)
 
 
-def load_tokenizer(name_or_folder: str, *, context_length: int) -> PreTrainedTokenizerBase:
-    """Any tokenizer that ``AutoTokenizer`` loads without running code from its folder.
+def open_tokenizer(name_or_folder: str) -> PreTrainedTokenizerBase:
+    """Any tokenizer that ``AutoTokenizer`` loads without running code from its folder, as it is.
 
     Raises:
         CheckpointError: there is none, or it needs code of its own.
     """
     find_folder(name_or_folder, what="a tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever the first broken file leads to
         raise CheckpointError(
             f"{name_or_folder}: no tokenizer could be loaded ({first_line(error)}); name a folder "
             "or hub repository with tokenizer.json, or leave preprocess.tokenizer out to train one."
         ) from error
-    if not tokenizer.is_fast:
+
+
+def load_tokenizer(
+    name_or_folder: str, *, context_length: int, slow: bool = False
+) -> PreTrainedTokenizerBase:
+    """A tokenizer as clipkit uses it: it cuts and pads on the right, and text is text.
+
+    Args:
+        name_or_folder: see ``open_tokenizer``.
+        context_length: tokens a text may have, start and end included.
+        slow: whether one in pure Python will do, as it does where nothing is trained.
+
+    Raises:
+        CheckpointError: there is none, or it is too slow.
+    """
+    return prepare_tokenizer(open_tokenizer(name_or_folder), context_length, name_or_folder, slow)
+
+
+def prepare_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, context_length: int, name: str, slow: bool = False
+) -> PreTrainedTokenizerBase:
+    """What ``open_tokenizer`` gave, changed to what ``load_tokenizer`` gives."""
+    if not (tokenizer.is_fast or slow):
         raise CheckpointError(
-            f"{name_or_folder}: {type(tokenizer).__name__} is a tokenizer in pure Python, which is "
+            f"{name}: {type(tokenizer).__name__} is a tokenizer in pure Python, which is "
             "too slow to train with; convert it to a tokenizer.json, or name another."
         )
     if tokenizer.pad_token is None:
@@ -136,8 +158,8 @@ def load_tokenizer(name_or_folder: str, *, context_length: int) -> PreTrainedTok
         "truncation_side": "right",
         "split_special_tokens": True,
     }
-    for name, value in settings.items():
-        setattr(tokenizer, name, value)
+    for key, value in settings.items():
+        setattr(tokenizer, key, value)
     tokenizer.init_kwargs.update(settings)
     return tokenizer
 
@@ -148,7 +170,8 @@ def tokenize(
     """Token ids of a batch, and how many of its texts were cut.
 
     A text that is too long keeps its start and end tokens. What looks like a special token in
-    a text is text.
+    a text is text. Where the tokenizer has a ``clean_text`` (those of open_clip have one), it
+    goes over each text first.
 
     Returns:
         (B, L) int64, L the longest text of the batch and at most ``context_length``; the
@@ -156,8 +179,10 @@ def tokenize(
     """
     if not texts:
         return torch.zeros((0, 0), dtype=torch.int64), 0
+    clean = getattr(tokenizer, "clean_text", None)
+    words = [clean(text) for text in texts] if clean else list(texts)
     encoded = tokenizer(
-        list(texts),
+        words,
         padding="longest",
         padding_side="right",
         truncation=True,
@@ -166,8 +191,25 @@ def tokenize(
         split_special_tokens=True,
         verbose=False,
     )
-    cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+    if tokenizer.is_fast:
+        cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+    else:
+        whole = tokenizer(words, split_special_tokens=True, verbose=False)["input_ids"]
+        cut = sum(len(ids) > context_length for ids in whole)
     return torch.tensor(encoded["input_ids"], dtype=torch.int64), cut
+
+
+def clip_tokenizer(merges: list[tuple[str, ...]], context_length: int) -> CLIPTokenizer:
+    """The tokenizer of OpenAI's CLIP, with its ids, made of its merges."""
+    return _clip_tokenizer(_openai_alphabet(), merges, context_length)
+
+
+def _openai_alphabet() -> list[str]:
+    """Letters for the 256 bytes and again as ends of words, in the order of OpenAI's ids: the
+    printable bytes, then the others, for which letters from 256 upwards stand."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - 188)]
+    return letters + [letter + "</w>" for letter in letters]
 
 
 def _clip_tokenizer(

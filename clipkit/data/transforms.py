@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.transforms.v2.functional import InterpolationMode
 
-from clipkit.config.schema import AugmentConfig, PreprocessConfig
+from clipkit.config.schema import AugmentConfig, ForeignPreprocess, PreprocessConfig
 from clipkit.data.rng import Purpose, uniforms
 
 # Beyond this ratio of the edges only the middle is resized: a 1 × 64,000,000 image would
@@ -29,18 +29,23 @@ _DRAFT_MARGIN = 2.0
 
 def eval_transform(image: Image.Image, preprocess: PreprocessConfig) -> Tensor:
     """The pixels a model is evaluated and served with, within rounding of what transformers'
-    ``CLIPImageProcessor`` makes of the same image before it normalises.
+    ``CLIPImageProcessor`` makes of the same image before it normalises; for a model of
+    open_clip, exactly what its transform makes.
 
     Args:
         image: RGB.
-        preprocess: its ``image_size`` S and ``resize`` are used.
+        preprocess: its ``image_size`` S and ``resize`` are used, and how a ``ForeignPreprocess``
+            interpolates.
 
     Returns:
         (3, S, S) uint8.
     """
     size = preprocess.image_size
+    foreign = preprocess if isinstance(preprocess, ForeignPreprocess) else ForeignPreprocess()
+    mode = InterpolationMode(foreign.interpolation)
+    pillow = foreign.library == "open_clip"
     if preprocess.resize == "squash":
-        return _resize(_to_tensor(image), size, size)
+        return _resize_any(image, size, size, mode, pillow)
     width, height = image.size
     longest = _MAX_ASPECT * min(width, height)
     if max(width, height) > longest:
@@ -49,8 +54,10 @@ def eval_transform(image: Image.Image, preprocess: PreprocessConfig) -> Tensor:
         width, height = image.size
     short = min(width, height)
     # The longer edge is floored, and so is the crop's corner, as in the processor.
-    pixels = _resize(_to_tensor(image), int(size * height / short), int(size * width / short))
-    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
+    height, width = int(size * height / short), int(size * width / short)
+    pixels = _resize_any(image, height, width, mode, pillow)
+    corner = round if pillow else math.floor
+    top, left = corner((height - size) / 2), corner((width - size) / 2)
     return pixels[:, top : top + size, left : left + size].contiguous()
 
 
@@ -135,11 +142,20 @@ def _to_tensor(image: Image.Image | NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
-    """(3, H, W) uint8 → (3, height, width) uint8, bicubic with antialiasing."""
+def _resize_any(
+    image: Image.Image, height: int, width: int, mode: InterpolationMode, pillow: bool
+) -> Tensor:
+    """RGB image → (3, height, width) uint8, by Pillow or by torchvision."""
+    if pillow:
+        return _to_tensor(F.resize(image, [height, width], interpolation=mode))
+    return _resize(_to_tensor(image), height, width, mode)
+
+
+def _resize(
+    pixels: Tensor, height: int, width: int, mode: InterpolationMode = InterpolationMode.BICUBIC
+) -> Tensor:
+    """(3, H, W) uint8 → (3, height, width) uint8, with antialiasing."""
     if tuple(pixels.shape[1:]) == (height, width):
         return pixels
-    resized: Tensor = F.resize(
-        pixels, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
-    )
+    resized: Tensor = F.resize(pixels, [height, width], interpolation=mode, antialias=True)
     return resized

@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from clipkit.data import eval_transform
+from clipkit.errors import ConfigError
+from clipkit.models import DualEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,10 +47,18 @@ def patch_relevance(
         (rows, columns) float32 from 0 to 1, of the square that the model sees; all 0 where no
         patch speaks for it.
 
+    Raises:
+        ConfigError: the model is of another kind.
+
     Reference: Generic Attention-model Explainability, https://arxiv.org/abs/2103.15679,
     sections 3.1 and 3.2, equations 5 and 6.
     """
     model = encoder.model
+    if not isinstance(model, DualEncoder):
+        raise ConfigError(
+            f"explain: {encoder.name} is no CLIP model; heat maps are of image towers with a class "
+            "token that clipkit runs itself"
+        )
     pixels = eval_transform(image, encoder.preprocess)[None].to(encoder.device)
     # Gradients flow although the weights may be frozen.
     pixels = ((pixels.float() / 255 - model.mean) / model.std).requires_grad_()

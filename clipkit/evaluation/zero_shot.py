@@ -36,7 +36,9 @@ class ZeroShotClassifier:
     """Sorts images into classes that are named in words.
 
     A class is the direction of the mean of its prompts' unit vectors; an image's probabilities
-    are the softmax of its cosines with the classes, times the model's scale.
+    are the softmax of its cosines with the classes, times the model's scale. A model with a bias of
+    the logits (SigLIP) answers yes or no to each label by itself: its probabilities are sigmoids,
+    and do not sum to 1, until ``fit`` or ``calibrate`` has learned which of the labels it is.
 
     Example:
         >>> model = clipkit.load("runs/emoji")
@@ -90,6 +92,7 @@ class ZeroShotClassifier:
         self.class_embeds = class_embeds(encoder, prompts)
         self.weights, self.bias = self.class_embeds, np.zeros(len(names), dtype=np.float32)
         self.scale = encoder.scale
+        self._yes_or_no = encoder.bias  # None: the labels share one softmax
 
     def __call__(
         self,
@@ -170,6 +173,9 @@ class ZeroShotClassifier:
     def probabilities(self, image_embeds: np.ndarray) -> np.ndarray:
         """(N, D) image embeddings → (N, C) probabilities."""
         logits = self.scale * self._logits(image_embeds)
+        if self._yes_or_no is not None:
+            answers = torch.from_numpy(logits + self._yes_or_no).sigmoid()
+            return answers.numpy().astype(np.float32)
         logits -= logits.max(axis=1, keepdims=True)
         exponentials = np.exp(logits)
         scores: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
@@ -235,6 +241,7 @@ class ZeroShotClassifier:
             start = text_weight * self.encoder.scale * self.class_embeds
             self.weights, self.bias = linear_probe(embeds, targets, start, l2=l2)
             self.scale = 1.0
+        self._yes_or_no = None
         return self
 
     def calibrate(
@@ -277,7 +284,7 @@ class ZeroShotClassifier:
                 stacklevel=2,
             )
         else:
-            self.scale = scale
+            self.scale, self._yes_or_no = scale, None
         return self
 
     def explain(self, image: ImageInput, label: str | None = None) -> Image.Image:

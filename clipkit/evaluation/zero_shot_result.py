@@ -51,8 +51,9 @@ class ZeroShotResult(Sequence[Prediction]):
 
     Attributes:
         labels: C labels.
-        scores: (N, C) float32, the probability of each label; rows sum to 1, and are NaN for
-            an image that cannot be read.
+        scores: (N, C) float32, the probability of each label; rows sum to 1 (not where the model
+            answers yes or no to each label, see ``ZeroShotClassifier``), and are NaN for an image
+            that cannot be read.
         names: N names of the images.
         faults: why an image cannot be read, naming it; None where it can. N of them.
         thumbnails: N small pictures as WebP files; None where none was kept.

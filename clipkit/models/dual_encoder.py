@@ -181,7 +181,7 @@ class DualEncoder(nn.Module):
         layout = ImageLayout(x.shape[0], x.shape[1], self._sdpa(x), shares)
         x = norm(x.flatten(0, 1), tower.pre_layrnorm)  # (B · L, W)
         x = norm(_run(tower.encoder.layers, x, layout), tower.post_layernorm)  # (B, W)
-        return _unit_length(linear(x, self.backbone.visual_projection))
+        return unit_length(linear(x, self.backbone.visual_projection))
 
     def _image_tokens(self, pixel_values: Tensor, embeddings: Any) -> Tensor:
         """(B, 3, H, W) → (B, L, width): the class token, and a token for each patch that stays."""
@@ -219,7 +219,7 @@ class DualEncoder(nn.Module):
         layout = TextLayout(texts, self._sdpa(x), pad=x.device.type != "cpu")
         x = norm(_run(tower.encoder.layers, x, layout), tower.final_layer_norm)  # (B, W)
         x = linear(x, self.backbone.text_projection).index_select(0, texts.restore)
-        return _unit_length(x)
+        return unit_length(x)
 
     def _sdpa(self, x: Tensor) -> bool:
         return resolve_attention(self.attention, x.device, x.dtype) == "sdpa"
@@ -246,7 +246,7 @@ def _positions(embeddings: Any, grid: tuple[int, int]) -> Tensor:
     return torch.cat([weight[:1], patches])
 
 
-def _unit_length(features: Tensor) -> Tensor:
+def unit_length(features: Tensor) -> Tensor:
     """(B, D) → (B, D) float32 of unit length, outside autocast."""
     # float32: bf16 cosines, times a scale of 100, are off by up to 0.4.
     with torch.autocast(features.device.type, enabled=False):

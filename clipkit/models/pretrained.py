@@ -26,10 +26,10 @@ from clipkit.errors import CheckpointError
 from clipkit.hub import find_folder, first_line
 from clipkit.models.card import default_card
 from clipkit.models.dual_encoder import DualEncoder
-from clipkit.models.processor import image_geometry, image_processor, triple
+from clipkit.models.processor import image_processor, read_processor
 
 if TYPE_CHECKING:
-    from transformers import CLIPConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def save_model(
@@ -96,12 +96,7 @@ def load_model(
     """
     preprocess = load_preprocess(folder_or_name)
     backbone = load_backbone(folder_or_name, dtype=dtype)
-    size = backbone.config.vision_config.image_size
-    if size != preprocess.image_size:
-        raise CheckpointError(
-            f"{folder_or_name}: preprocessor_config.json makes images of {preprocess.image_size} "
-            f"pixels, config.json says {size}; correct one of them."
-        )
+    check_size(folder_or_name, preprocess, backbone.config.vision_config)
     model = DualEncoder(backbone.eval(), preprocess.mean, preprocess.std)
     model.attention = attention
     return model
@@ -109,11 +104,45 @@ def load_model(
 
 def load_backbone(folder_or_name: str, *, dtype: torch.dtype | None = None) -> CLIPModel:
     """transformers' CLIPModel with every weight from the folder; see ``load_model``."""
+    config = load_config(folder_or_name)
+    if config.model_type != "clip":
+        raise CheckpointError(
+            f"{folder_or_name}: it is a {config.model_type} model, where a clip model is needed."
+        )
+    return load_weights(CLIPModel, folder_or_name, config, dtype=dtype)
+
+
+def load_config(folder_or_name: str) -> PreTrainedConfig:
+    """The config of a model whose folder has config and weights.
+
+    Raises:
+        CheckpointError: nothing there, weights missing or pickled, or another kind of model.
+    """
     _check_folder(folder_or_name)
     try:
         with _quiet():
-            config = _load_config(folder_or_name)
-            backbone, report = CLIPModel.from_pretrained(
+            config = AutoConfig.from_pretrained(folder_or_name, trust_remote_code=False)
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder_or_name}: no model could be loaded ({first_line(error)}); name a folder, "
+            "or a hub repository where there is a network."
+        ) from error
+    if config.model_type not in ("clip", "siglip", "vision-text-dual-encoder"):
+        raise CheckpointError(f"{folder_or_name}: {_why_not(config.model_type)}")
+    return config
+
+
+def load_weights(
+    kind: type[PreTrainedModel],
+    folder_or_name: str,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """A model of transformers with every weight from the folder; see ``load_model``."""
+    try:
+        with _quiet():
+            backbone, report = kind.from_pretrained(
                 folder_or_name,
                 config=config,
                 dtype=torch.float32,
@@ -121,8 +150,6 @@ def load_backbone(folder_or_name: str, *, dtype: torch.dtype | None = None) -> C
                 output_loading_info=True,
                 trust_remote_code=False,
             )
-    except CheckpointError:
-        raise
     except Exception as error:  # transformers and safetensors raise many kinds
         raise CheckpointError(
             f"{folder_or_name}: the weights cannot be loaded ({first_line(error)}); "
@@ -131,13 +158,37 @@ def load_backbone(folder_or_name: str, *, dtype: torch.dtype | None = None) -> C
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(
             f"{folder_or_name}: {len(missing)} of the weights are missing, {missing[0]} among "
-            "them; is it a whole CLIPModel? Copy or download the folder again."
+            f"them; is it a whole {kind.__name__}? Copy or download the folder again."
         )
+    return round_weights(backbone, dtype)
+
+
+def round_weights(backbone: Any, dtype: torch.dtype | None) -> Any:
+    """The weights in another dtype, but for the scale and the bias of the logits."""
     if dtype is not None:
         # bf16 rounds logit_scale by up to 0.8%, and so the sharpness of every softmax.
-        scale = backbone.logit_scale.detach().clone()
-        backbone.to(dtype).logit_scale.data = scale
+        kept = {
+            name: getattr(backbone, name).detach().clone()
+            for name in ("logit_scale", "logit_bias")
+            if isinstance(getattr(backbone, name, None), torch.Tensor)
+        }
+        backbone.to(dtype)
+        for name, value in kept.items():
+            getattr(backbone, name).data = value
     return backbone
+
+
+def check_size(where: str, preprocess: PreprocessConfig, vision_config: Any) -> None:
+    """
+    Raises:
+        CheckpointError: the image processor and the tower take different sizes.
+    """
+    size = vision_config.image_size
+    if size != preprocess.image_size:
+        raise CheckpointError(
+            f"{where}: preprocessor_config.json makes images of {preprocess.image_size} "
+            f"pixels, config.json says {size}; correct one of them."
+        )
 
 
 def load_preprocess(folder_or_name: str) -> PreprocessConfig:
@@ -149,8 +200,7 @@ def load_preprocess(folder_or_name: str) -> PreprocessConfig:
     Raises:
         CheckpointError: nothing there, or steps other than those of ``eval_transform``.
     """
-    _check_folder(folder_or_name)
-    config = _load_config(folder_or_name)
+    text = load_config(folder_or_name).text_config
     try:
         with _quiet():
             processor = AutoImageProcessor.from_pretrained(folder_or_name, trust_remote_code=False)
@@ -160,15 +210,13 @@ def load_preprocess(folder_or_name: str) -> PreprocessConfig:
             f"{folder_or_name}: no image processor could be loaded ({first_line(error)}); "
             "the folder needs a preprocessor_config.json."
         ) from error
-    image_size, resize = image_geometry(folder_or_name, processor)
-    positions = config.text_config.max_position_embeddings
-    return PreprocessConfig(
-        image_size=image_size,
-        resize="crop" if resize == "crop" else "squash",
-        mean=triple(folder_or_name, "image_mean", processor.image_mean),
-        std=triple(folder_or_name, "image_std", processor.image_std),
-        tokenizer=None,
-        vocab_size=config.text_config.vocab_size,
+    positions = text.max_position_embeddings
+    if "roberta" in text.model_type or text.model_type == "camembert":
+        positions -= text.pad_token_id + 1  # theirs start after the padding's
+    return read_processor(
+        folder_or_name,
+        processor,
+        vocab_size=text.vocab_size,
         context_length=min(int(texts.get("model_max_length") or positions), positions),
     )
 
@@ -246,19 +294,16 @@ def _check_folder(folder_or_name: str) -> None:
     )
 
 
-def _load_config(folder_or_name: str) -> CLIPConfig:
-    try:
-        config = AutoConfig.from_pretrained(folder_or_name, trust_remote_code=False)
-    except Exception as error:
-        raise CheckpointError(
-            f"{folder_or_name}: no model could be loaded ({first_line(error)}); name a folder, "
-            "or a hub repository where there is a network."
-        ) from error
-    if config.model_type != "clip":
-        raise CheckpointError(
-            f"{folder_or_name}: it is a {config.model_type} model; clipkit loads clip models."
+def _why_not(model_type: str) -> str:
+    if model_type == "siglip2":
+        return (
+            "it is a SigLIP 2 of the NaFlex kind (siglip2), which takes images of any shape; "
+            "clipkit runs those of one resolution, whose config.json says siglip."
         )
-    return config
+    return (
+        f"it is a {model_type} model; clipkit loads clip, siglip and vision-text-dual-encoder "
+        "models, and checkpoints of open_clip."
+    )
 
 
 @contextmanager

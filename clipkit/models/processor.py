@@ -5,25 +5,31 @@ What transformers would do to a picture is either what ``eval_transform`` does, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import Any
 
 from transformers import CLIPImageProcessor
 from transformers.image_utils import PILImageResampling
 
+from clipkit.config.schema import ForeignPreprocess, PreprocessConfig
 from clipkit.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from clipkit.config.schema import PreprocessConfig
+# Others have steps of their own, some without a word about them in their files.
+_PROCESSORS = ("CLIP", "Siglip", "ViT", "DeiT", "Bit")
+_INTERPOLATION = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEAR: "bilinear"}
 
 
 def image_processor(preprocess: PreprocessConfig) -> CLIPImageProcessor:
     """What others run in the place of ``eval_transform``."""
     size, crop = preprocess.image_size, preprocess.resize == "crop"
+    resample = PILImageResampling.BICUBIC
+    if isinstance(preprocess, ForeignPreprocess) and preprocess.interpolation == "bilinear":
+        resample = PILImageResampling.BILINEAR
     return CLIPImageProcessor(
         do_convert_rgb=True,
         do_resize=True,
         size={"shortest_edge": size} if crop else {"height": size, "width": size},
-        resample=PILImageResampling.BICUBIC,
+        resample=resample,
         do_center_crop=crop,
         crop_size={"height": size, "width": size},
         do_rescale=True,
@@ -34,28 +40,61 @@ def image_processor(preprocess: PreprocessConfig) -> CLIPImageProcessor:
     )
 
 
-def image_geometry(where: str, processor: Any) -> tuple[int, str]:
-    """(image_size, resize policy) of an image processor, if ``eval_transform`` has the same.
+def read_processor(
+    where: str, processor: Any, *, vocab_size: int, context_length: int
+) -> PreprocessConfig:
+    """An image processor as ``eval_transform`` does the same; a ``ForeignPreprocess`` where no
+    config can ask for it.
+
+    Args:
+        where: the model, for messages.
+        processor: of transformers.
+        vocab_size: of the model.
+        context_length: tokens that its texts may have.
 
     Raises:
-        CheckpointError: it has other steps; ``where`` is named.
+        CheckpointError: it has other steps.
     """
+    kind = type(processor).__name__
+    if kind.split("ImageProcessor")[0] not in _PROCESSORS:
+        raise CheckpointError(
+            f"{where}: preprocessor_config.json names a {kind}, whose steps clipkit does not have; "
+            "its embeddings would not be the model's own."
+        )
     expected = {
-        "do_resize": True,
-        "resample": PILImageResampling.BICUBIC,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
+        "do_resize": (True,),
+        "resample": tuple(_INTERPOLATION),
+        "do_rescale": (True,),
+        "rescale_factor": (1 / 255,),
+        "do_normalize": (True,),
     }
-    for key, value in expected.items():
+    for key, values in expected.items():
         found = getattr(processor, key, None)
-        if found != value:
+        if found not in values:
             raise CheckpointError(
                 f"{where}: preprocessor_config.json has {key} {found}, where clipkit can only do "
-                f"{value}; its embeddings would not be the model's own."
+                f"{' or '.join(map(str, values))}; its embeddings would not be the model's own."
             )
+    image_size, resize = _geometry(where, processor)
+    preprocess = PreprocessConfig(
+        image_size=image_size,
+        resize="crop" if resize == "crop" else "squash",
+        mean=triple(where, "image_mean", processor.image_mean),
+        std=triple(where, "image_std", processor.image_std),
+        tokenizer=None,
+        vocab_size=vocab_size,
+        context_length=context_length,
+    )
+    if processor.resample == PILImageResampling.BICUBIC:
+        return preprocess
+    return ForeignPreprocess(**dataclasses.asdict(preprocess), interpolation="bilinear")
+
+
+def _geometry(where: str, processor: Any) -> tuple[int, str]:
+    """(image_size, resize policy)."""
     size = {k: v for k, v in dict(processor.size).items() if v is not None}
-    crop = getattr(processor, "crop_size", None) if processor.do_center_crop else None
+    cropped = getattr(processor, "do_center_crop", None)
+    crop = getattr(processor, "crop_size", None) if cropped else None
     window = {k: v for k, v in dict(crop).items() if v is not None} if crop else None
     edge = size.get("shortest_edge", size.get("height"))
     square = {"height": edge, "width": edge}
@@ -75,6 +114,6 @@ def triple(where: str, key: str, values: Any) -> tuple[float, float, float]:
     values = [values] * 3 if isinstance(values, int | float) else list(values or [])
     if len(values) != 3:
         raise CheckpointError(
-            f"{where}: preprocessor_config.json has {len(values)} values of {key}, not three."
+            f"{where}: the preprocessing has {len(values)} values of {key}, not three."
         )
     return float(values[0]), float(values[1]), float(values[2])

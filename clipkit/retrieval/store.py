@@ -276,6 +276,10 @@ def _read_rows(file: pq.ParquetFile, rows: np.ndarray) -> pa.Table:
     return pa.concat_tables(pieces)
 
 
+# Of transformers, and of open_clip.
+_WEIGHTS = ("model*.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
 def encoder_hashes(encoder: Encoder) -> dict[str, str]:
     """``weights_sha256`` and ``preprocess_sha256``: what makes two models' vectors comparable.
 
@@ -283,7 +287,8 @@ def encoder_hashes(encoder: Encoder) -> dict[str, str]:
         CheckpointError: the model is in no folder.
     """
     folder = encoder.folder
-    digests = [sha256(path) for path in sorted(folder.glob("model*.safetensors"))]
+    found = [path for name in _WEIGHTS for path in folder.glob(name)]
+    digests = [sha256(path) for path in sorted(found)]
     if not digests:
         raise CheckpointError(f"{folder}: the weights (model.safetensors) are no longer there")
     weights = digests[0] if len(digests) == 1 else _sha256_text(" ".join(digests))

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from clipkit.config import Config, PreprocessConfig, config_to_dict
+from clipkit.config.schema import ForeignPreprocess
 from clipkit.data import Reader
 from clipkit.data.reader import some_captions
 from clipkit.data.tokenize import load_tokenizer, train_tokenizer
@@ -51,11 +52,17 @@ def resolve_preprocess(config: Config) -> Config:
     """With ``model.pretrained``, its own preprocessing and tokenizer; else the config's.
 
     Raises:
-        ConfigError: the config asks for another preprocessing than the weights were trained with.
+        ConfigError: the config asks for another preprocessing than the weights were trained with,
+            or no config can ask for theirs.
     """
     if config.model.pretrained is None:
         return config
     theirs = load_preprocess(config.model.pretrained)
+    if isinstance(theirs, ForeignPreprocess):
+        raise ConfigError(
+            f"model.pretrained: {config.model.pretrained} has {theirs.interpolation} resizing, "
+            "where training has bicubic; it can be used, not trained"
+        )
     default = PreprocessConfig()
     resolved = {}
     for field in dataclasses.fields(PreprocessConfig):

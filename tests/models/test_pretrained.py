@@ -184,8 +184,8 @@ def no_image_processor(folder: Path) -> None:
     (folder / "preprocessor_config.json").unlink()
 
 
-def bilinear(folder: Path) -> None:
-    edit_json(folder / "preprocessor_config.json", resample=2)
+def nearest(folder: Path) -> None:
+    edit_json(folder / "preprocessor_config.json", resample=0)
 
 
 def larger_resize(folder: Path) -> None:
@@ -214,7 +214,7 @@ def not_normalised(folder: Path) -> None:
         (one_weight_missing, r"1 of the weights are missing, visual_projection\.weight"),
         (one_weight_of_another_shape, "cannot be loaded"),
         (no_image_processor, "no image processor"),
-        (bilinear, "resample"),
+        (nearest, "resample"),
         (larger_resize, "resizes to .*40.* and crops to .*32"),
         (another_size, "images of 64 pixels, config.json says 32"),
         (not_normalised, "do_normalize False"),
