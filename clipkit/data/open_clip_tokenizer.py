@@ -6,6 +6,7 @@ installed package, and so are OpenAI's merges.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,29 @@ def openai_tokenizer(where: str, *, context_length: int, clean: str) -> PreTrain
 def cleaning(tokenizer: PreTrainedTokenizerBase, where: str, clean: str) -> PreTrainedTokenizerBase:
     """The tokenizer, with open_clip's cleaning before it; see ``openai_tokenizer``."""
     tokenizer.clean_text = _cleaner(where, clean)
+    tokenizer.cleaning = clean
+    return tokenizer
+
+
+def without_cleaning(tokenizer: PreTrainedTokenizerBase, where: str) -> PreTrainedTokenizerBase:
+    """A copy that others load, which does of open_clip's cleaning what a file can say: white
+    space and lower case, but neither ftfy nor HTML entities.
+
+    Raises:
+        CheckpointError: the cleaning is of another kind.
+    """
+    if not hasattr(tokenizer, "cleaning"):
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    ours = tokenizer.backend_tokenizer.normalizer is None  # an ``openai_tokenizer``
+    if tokenizer.cleaning != ("lower" if ours else "whitespace"):
+        raise CheckpointError(
+            f"{where}: its texts are cleaned as open_clip's {tokenizer.cleaning}, which the files "
+            "of a tokenizer cannot say; it cannot be exported."
+        )
+    if ours:
+        plain = clip_tokenizer([], tokenizer.model_max_length).backend_tokenizer
+        tokenizer.backend_tokenizer.normalizer = plain.normalizer
     return tokenizer
 
 

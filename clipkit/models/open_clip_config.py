@@ -64,17 +64,13 @@ def read_config(folder: Path) -> OpenClipConfig:
         ) from error
 
 
-def describe(
-    model: DualEncoder, preprocess: PreprocessConfig, *, own_tokenizer: bool, clean: str
-) -> dict[str, Any]:
-    """The content of ``open_clip_config.json`` for a model of clipkit; the way back of
-    ``read_config``.
+def describe(model: DualEncoder, preprocess: PreprocessConfig) -> dict[str, Any]:
+    """The content of ``open_clip_config.json`` for a model whose tokenizer lies in the same
+    folder; the way back of ``read_config``.
 
     Args:
         model: whose towers are told.
         preprocess: how its images are made.
-        own_tokenizer: whether the folder will hold the tokenizer; else it is OpenAI's.
-        clean: what the tokenizer does to a text first, see ``OpenClipConfig``.
 
     Raises:
         CheckpointError: open_clip has no such activation.
@@ -117,14 +113,13 @@ def describe(
             "context_length": text.max_position_embeddings,
             "vocab_size": text.vocab_size,
             "heads": text.num_attention_heads,
-            **({"hf_tokenizer_name": "."} if own_tokenizer else {}),
-            "tokenizer_kwargs": {"clean": clean},
+            "hf_tokenizer_name": ".",  # what lies in the folder is taken, whatever the name
             **pool,
             **tower(text),
         },
     }
     if model.logit_bias is not None:
-        model_cfg["init_logit_bias"] = float(model.logit_bias)
+        model_cfg["init_logit_bias"] = float(model.logit_bias.detach())
     interpolation = (
         preprocess.interpolation if isinstance(preprocess, ForeignPreprocess) else "bicubic"
     )

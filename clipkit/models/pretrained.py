@@ -68,7 +68,7 @@ def save_model(
         with _quiet():
             model.backbone.save_pretrained(aside, state_dict=weights)
         image_processor(preprocess).save_pretrained(aside)
-        _for_saving(tokenizer, preprocess).save_pretrained(aside)
+        tokenizer_for_saving(tokenizer, preprocess).save_pretrained(aside)
         for name, content in _SENTENCE_TRANSFORMER.items():
             (aside / name).parent.mkdir(exist_ok=True)
             (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -253,7 +253,7 @@ _SENTENCE_TRANSFORMER: dict[str, Any] = {
 }
 
 
-def _for_saving(
+def tokenizer_for_saving(
     tokenizer: PreTrainedTokenizerBase, preprocess: PreprocessConfig
 ) -> PreTrainedTokenizerBase:
     """A copy that, loaded by others, cuts and pads and treats special tokens as ours."""
