@@ -37,6 +37,7 @@ CHOICES: dict[str, list[str]] = {
     "AdamW, lr 5e-4, 48 epochs: the recipe before": [*ADAMW, "train.epochs=48"],
     "lr 2e-3": ["optim.lr=2e-3"],
     "lr 5e-4": ["optim.lr=5e-4"],
+    "weight decay 0.1": ["optim.weight_decay=0.1"],
     "batch 128": ["train.batch_size=128"],
     "temperature from 0.07": ["loss.init_temperature=0.07"],
     "random crops of 90-100%": ["data.augment.crop_scale=[0.9,1.0]"],
