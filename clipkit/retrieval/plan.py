@@ -11,6 +11,7 @@ from typing import Any
 
 from clipkit._version import __version__
 from clipkit.errors import CheckpointError
+from clipkit.retrieval.columns import TYPES
 
 PLAN, PLAN_FORMAT, VERSION = "plan.json", "clipkit-embeddings-plan", 2
 PART_ROWS = 16_384  # 32 MiB of float32 at D = 512
@@ -101,12 +102,38 @@ def read_plan(folder: Path) -> Plan | None:
         )
     try:
         plan = Plan(**tree)
-        sizes_fit = plan.batch_size > 0 and plan.part_rows % plan.batch_size == 0
-    except TypeError:
-        sizes_fit = False
-    if not sizes_fit or plan.part_rows < 1:
+    except TypeError:  # a field is missing, or one too many
+        plan = None
+    if plan is None or not _is_well_formed(plan):
         raise CheckpointError(f"{path}: broken; remove {folder} and embed again")
     return plan
+
+
+def _is_well_formed(plan: Plan) -> bool:
+    types_fit = all(
+        type(getattr(plan, each.name)) in _TYPES[str(each.type).partition("[")[0]]
+        for each in dataclasses.fields(plan)
+    )
+    return (
+        types_fit
+        and plan.batch_size > 0
+        and plan.part_rows > 0
+        and plan.part_rows % plan.batch_size == 0
+        and plan.dtype in ("float32", "float16")
+        and plan.precision in ("fp32", "bf16")
+        and {"image", "caption"} <= plan.source.keys()
+        and all(kind in TYPES for kind in plan.columns.values())
+        and all(type(count) is int for count in plan.dropped.values())
+    )
+
+
+_TYPES: dict[str, tuple[type, ...]] = {  # by a field's annotation; a bool is no int here
+    "int": (int,),
+    "str": (str,),
+    "bool": (bool,),
+    "dict": (dict,),
+    "str | None": (str, type(None)),
+}
 
 
 def refuse_difference(folder: Path, plan: Plan, wanted: dict[str, Any]) -> None:

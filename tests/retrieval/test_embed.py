@@ -252,6 +252,17 @@ def test_what_differs_from_the_plan_is_named(
         noise_shard(tmp_path / "b.tar", 21)
         with pytest.raises(CheckpointError, match="the source has changed since, or is another"):
             run(tiny_encoder, tmp_path / "b.tar", out)
+    good = json.loads((out / "plan.json").read_text())
+    for broken in (
+        {"source": {}},
+        {"dtype": "x"},
+        {"precision": []},
+        {"rows": True},
+        {"columns": {"a": "list"}},
+    ):
+        (out / "plan.json").write_text(json.dumps({**good, **broken}))
+        with pytest.raises(CheckpointError, match="broken"):
+            run(tiny_encoder, shard, out)
     (out / "plan.json").write_text('{"format": "clipkit-embeddings-plan", "version": 9}')
     with pytest.raises(CheckpointError, match="version 9 of the format"):
         run(tiny_encoder, shard, out)
