@@ -56,5 +56,7 @@ CLIPKIT_MATRIX=full run "a store of 4.5 GB is indexed and searched in 300 MB of 
     python -m pytest tests/retrieval/test_search_memory.py --timeout 1800
 CLIPKIT_MATRIX=full run "20,000 requests to clipkit serve leave its memory as it was" \
     python -m pytest tests/serve/test_server.py -k memory --timeout 1800
+CLIPKIT_MATRIX=full run "models of the size of ViT-B/32 by open_clip and transformers load and are exported, to 1e-5" \
+    python -m pytest tests/interchange --timeout 1800
 mv "$result.tmp" "$result"
 exit "$failed"

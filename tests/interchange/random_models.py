@@ -81,7 +81,7 @@ def save_clip(
     sizes = tower or _TOWER
     config = CLIPConfig(
         text_config={**sizes, **text, **ends, "hidden_act": activation},
-        vision_config={**sizes, "image_size": size, "patch_size": size // 4}
+        vision_config={**sizes, "image_size": size, "patch_size": 32 if tower else 8}
         | {"hidden_act": activation},
         projection_dim=24,
     )
@@ -99,7 +99,7 @@ def save_siglip(folder: Path, *, second: bool = False, tower: dict[str, int] | N
     text = {"vocab_size": 64, "max_position_embeddings": length}
     config = SiglipConfig(
         text_config={**sizes, **text, **ends, "projection_size": sizes["hidden_size"]},
-        vision_config={**sizes, "image_size": size, "patch_size": size // 4},
+        vision_config={**sizes, "image_size": size, "patch_size": 32 if tower else 8},
     )
     model = SiglipModel(config)
     model.logit_scale.data.fill_(2.3)
@@ -115,7 +115,7 @@ def save_vision_text(folder: Path, *, tower: dict[str, int] | None = None) -> Pa
     size = 224 if tower else 32
     sizes, length = tower or _TOWER, 64 if tower else 16
     config = VisionTextDualEncoderConfig.from_vision_text_configs(
-        ViTConfig(**sizes, image_size=size, patch_size=size // 4),
+        ViTConfig(**sizes, image_size=size, patch_size=32 if tower else 8),
         BertConfig(**sizes, vocab_size=64, max_position_embeddings=length),
         projection_dim=24,
     )
