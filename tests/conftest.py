@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,14 @@ from pathlib import Path
 
 import pytest
 from command_line import ENVIRONMENT, ROOT, Run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out what is marked ``long``, unless it is asked for."""
+    if os.environ.get("CLIPKIT_MATRIX") != "full":
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long: CLIPKIT_MATRIX=full"))
 
 
 @pytest.fixture(scope="session")

@@ -174,7 +174,7 @@ def test_a_train_shard_mixes_topics() -> None:
     assert max(shares) - min(shares) < 0.15
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rebuild_gives_the_committed_bytes(card: str) -> None:
     for package in ("fonts-noto-color-emoji", "unicode-cldr-core"):
         wanted = card_row(card, package)[0]

@@ -155,7 +155,7 @@ def test_images_of_another_size_take_interpolated_positions(small_model):
     agree(pixels[..., :16, :24])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_layers_give_the_same(
     small_config, small_preprocess, small_tokenizer, pixels, ids
 ):

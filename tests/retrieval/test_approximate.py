@@ -69,7 +69,12 @@ def test_the_kind_follows_from_rows_and_memory() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("memory", "kind"), [("1GB", "HNSW32"), ("1MB", "IVF219,SQ8"), ("0.3MB", "IVF219,PQ12")]
+    ("memory", "kind"),
+    [
+        ("1GB", "HNSW32"),
+        ("1MB", "IVF219,SQ8"),
+        pytest.param("0.3MB", "IVF219,PQ12", marks=pytest.mark.long),
+    ],
 )
 def test_what_is_found_reaches_the_recall_that_was_measured(
     memory: str, kind: str, store: Path, capsys: pytest.CaptureFixture[str]

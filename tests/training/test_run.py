@@ -487,7 +487,7 @@ def test_a_damaged_config_of_the_run_is_refused_by_name(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_weights_that_diverged_are_never_saved(clipkit: Run, tmp_path: Path, ranks: int) -> None:
     config = write_config(tmp_path, data__evaluate={})
     changes = ["train.distributed=fsdp", "train.checkpoint=sharded", "train.steps=6"]

@@ -20,7 +20,6 @@ from test_kills import LONG, Started, start  # noqa: F401
 from test_run import STEPS, losses, weights, write_config
 
 SHARDED = {"train__distributed": "fsdp", "train__checkpoint": "sharded"}
-FULL = os.environ.get("CLIPKIT_MATRIX") == "full"  # by scripts/test_long.sh
 PLAIN = {"model__vision__dropout": 0.0, "model__text__dropout": 0.0}  # dropout differs by rank
 
 
@@ -109,8 +108,10 @@ def test_whole_ones_go_on_in_parts(clipkit: Run, two: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("failpoint", "step"),
     [
-        *([("save-6-copied", 3), ("save-6-begun", 3), ("save-6-synced", 3)] if FULL else []),
-        ("save-6-written-1", 3),
+        *(
+            pytest.param(where, 3, marks=pytest.mark.long)
+            for where in ("save-6-copied", "save-6-begun", "save-6-synced", "save-6-written-1")
+        ),
         ("save-9-latest", 9),
     ],
 )
