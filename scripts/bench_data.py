@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,8 +23,9 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
+
+from machine import machine
 
 BATCH, SIZE, SHARDS = 256, 224, 8
 SETS = {"400 px": 3000, "2000 px": 3000}  # samples of each
@@ -55,7 +55,7 @@ def main() -> None:
         way, folder = args.one
         print(f"{RUN[way](Path(folder), args.workers, args.batches):.1f}")
         return
-    print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores of {cpu_name()}, {versions()}")
+    print(machine("torch", "torchvision", "pillow", "simplejpeg"))
     with tempfile.TemporaryDirectory() as temporary:
         for name in [args.only] if args.only else SETS:
             samples = args.samples or SETS[name]
@@ -63,19 +63,6 @@ def main() -> None:
             if not (folder / "done").exists():
                 pack(args.source, folder, samples, enlarge=name == "2000 px")
             measure(name, samples, folder, args)
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def versions() -> str:
-    names = ("torch", "torchvision", "pillow", "simplejpeg")
-    return ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 
 def measure(name: str, samples: int, folder: Path, args: argparse.Namespace) -> None:

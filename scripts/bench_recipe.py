@@ -135,12 +135,13 @@ def verdict(end: dict[str, Any], rows: list[dict[str, Any]], number: int, galler
 
 
 def described(args: argparse.Namespace) -> str:
-    from emoji_results import machine
+    from machine import machine
 
     ask = "from importlib.metadata import version as v; print(v('open_clip_torch'), v('torch'))"
     command = [args.open_clip_python, "-c", ask]
     peer = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    return f"{machine()}; open_clip {peer[0]} with torch {peer[1]}, {args.workers} loader workers"
+    ours = machine("torch", "transformers")
+    return f"{ours}; open_clip {peer[0]} with torch {peer[1]}, {args.workers} loader workers"
 
 
 def train_clipkit(args: argparse.Namespace, *, steps: int, every: int) -> Path:

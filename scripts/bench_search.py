@@ -13,19 +13,15 @@ the lowest nprobe that has the recall. Medians over the repeats, which run in tu
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import faiss
 import numpy as np
+from machine import machine
 
 from clipkit.retrieval.approximate import ApproximateIndex, build_approximate
 from clipkit.retrieval.codes import build_codes
@@ -49,11 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     print("# Search\n")
     print(f"    python scripts/bench_search.py {' '.join(sys.argv[1:])}\n")
-    packages = ("torch", "faiss-cpu", "numpy", "datasets")
-    print(
-        f"{datetime.date.today()}, {os.cpu_count()} cores of {cpu()}, Python "
-        f"{platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages)
-    )
+    print(machine("torch", "faiss-cpu", "numpy", "datasets"))
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
         store = generate(Path(folder) / "store", args.rows, args.dim, rng)
@@ -195,13 +187,6 @@ def unit(x: np.ndarray) -> np.ndarray:
     """Rows at unit length."""
     result: np.ndarray = x / np.linalg.norm(x, axis=1, keepdims=True)
     return result
-
-
-def cpu() -> str:
-    """What it calls itself."""
-    info = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
-    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("Model n")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

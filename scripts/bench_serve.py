@@ -12,12 +12,9 @@ the model runs for each; more like this takes a row, and no model.
 from __future__ import annotations
 
 import argparse
-import datetime
 import http.client
 import io
 import itertools
-import os
-import platform
 import subprocess
 import sys
 import tarfile
@@ -27,10 +24,10 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from machine import machine
 from PIL import Image
 
 WORDS = (
@@ -50,11 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     print("# Serving\n")
     print(f"    python scripts/bench_serve.py {' '.join(sys.argv[1:])}\n")
-    packages = ("torch", "starlette", "uvicorn", "numpy")
-    print(
-        f"{datetime.date.today()}, {os.cpu_count()} cores of {cpu()}, Python "
-        f"{platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages)
-    )
+    print(machine("torch", "starlette", "uvicorn", "numpy"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_shards(folder, args.images)
@@ -222,13 +215,6 @@ def rss_anon(pid: int) -> float:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024
     raise SystemExit("/proc has no RssAnon; this needs Linux")
-
-
-def cpu() -> str:
-    """What it calls itself."""
-    info = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
-    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("Model n")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
+
+from machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = "fce7024"  # the demo as it was first done: its code, its recipe
@@ -150,17 +150,6 @@ def since(runs: Path, count: int) -> None:
     print(f"\nclipkit train, now / then: {ratio:.2f} of the time")
 
 
-def machine() -> str:
-    """The day, the processor and the versions that decide the numbers."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    names = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("torch", "transformers"))
-    threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
-    day = time.strftime("%Y-%m-%d")
-    return f"{day}, {os.cpu_count()} cores of {name}, threads {threads}, {versions}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("seeds", "choices", "since"))
@@ -172,7 +161,7 @@ def main() -> None:
         choices(args.runs)
     else:
         {"seeds": seeds, "since": since}[args.what](args.runs, args.count)
-    print(machine())
+    print(machine("torch", "transformers"))
 
 
 if __name__ == "__main__":

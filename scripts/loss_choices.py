@@ -18,7 +18,8 @@ import argparse
 import statistics
 from pathlib import Path
 
-from emoji_results import ROOT, evaluate, machine, measure, train
+from emoji_results import ROOT, evaluate, measure, train
+from machine import machine
 
 # Name, and the overrides that make it. SigLIP begins with a temperature of 0.1 and a bias of -10.
 SIGMOID = ["loss.kind=sigmoid", "loss.init_temperature=0.1"]
@@ -79,7 +80,7 @@ def main() -> None:
                 }
             for metric, value in found.items():
                 rows[name].setdefault(metric, []).append(value)
-    print(f"\n{args.count} seeds, {machine()}\n")
+    print(f"\n{args.count} seeds, {machine('torch', 'transformers')}\n")
     metrics = list(next(iter(rows.values())))
     print(f"| {args.what}: mean (lowest – highest) | {' | '.join(metrics)} |")
     print("|---|" + "---|" * len(metrics))

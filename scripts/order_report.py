@@ -9,18 +9,16 @@ Nothing is read: the order wants the sizes of the shards only. Both print Markdo
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
-import platform
 import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from machine import machine
 from numpy.typing import NDArray
 
 from clipkit.config.schema import DataConfig
@@ -37,20 +35,8 @@ def main() -> None:
     parser.add_argument("what", choices=["scale", "quality"])
     what = parser.parse_args().what
     print(f"    OMP_NUM_THREADS=1 python scripts/order_report.py {what}\n")
-    print(
-        f"{date.today()}, {cpu()}, CPU only, Python {platform.python_version()}, "
-        f"NumPy {np.__version__}.\n"
-    )
+    print(f"{machine('numpy')}, CPU only.\n")
     {"scale": scale, "quality": quality}[what]()
-
-
-def cpu() -> str:
-    """How many cores of what."""
-    names = [platform.processor() or platform.machine()]
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} cores of {(names or [platform.machine()])[0]}"
 
 
 def build(sizes: Ints, *, lanes: int = 0, chunk: int = 0, window: int = 0) -> Order:

@@ -12,18 +12,16 @@ tensors, which is what is estimated, and what ``torch.cuda.max_memory_allocated`
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
 import yaml
+from machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 TENSORS_ONLY = {
@@ -90,7 +88,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(CASES), choices=list(CASES))
     args = parser.parse_args()
     print("# Memory: expected and measured\n")
-    print(f"`python scripts/plan_report.py`, {datetime.date.today()}: {machine()}, one thread.\n")
+    print(f"`python scripts/plan_report.py`, {machine('torch')}; each case on one thread.\n")
     print("| model, precision, batch | expected GiB | tensors GiB | error | process as it is GiB |")
     print("|---|---|---|---|---|")
     nothing = {name: measured(NOTHING, {}, env) for name, env in environments().items()}
@@ -162,15 +160,6 @@ def clipkit(
     if result.returncode:
         raise SystemExit(result.stderr)
     return result.stdout
-
-
-def machine() -> str:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        found = re.search(r"model name\s*: (.*)", info.read_text())
-        cpu = found[1] if found else cpu
-    return f"{cpu}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

@@ -49,7 +49,6 @@ class ZeroShotClassifier:
         encoder: the model.
         labels: the classes; or for each class its names in words, as many as one likes.
         templates: what stands around a name: see ``resolve_templates``.
-
         other: below this probability of its likeliest label an image is ``other``.
 
     Attributes:

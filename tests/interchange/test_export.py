@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from clipkit.errors import CheckpointError
 from clipkit.interchange import export as module
 from clipkit.interchange.export import export
 
-FULL = os.environ.get("CLIPKIT_MATRIX") == "full"
 TEXTS = ["a photo of the cat", "two dogs", "一只猫", "the red house"]
 
 
@@ -90,11 +88,12 @@ ONNX = {"clip": save_clip, "siglip": save_siglip, "vision-text": save_vision_tex
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ONNX)
+@pytest.mark.parametrize(
+    "kind",
+    ["clip", *(pytest.param(each, marks=pytest.mark.long) for each in ONNX if each != "clip")],
+)
 def test_onnxruntime_runs_an_export(kind: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    if kind != "clip" and not FULL:
-        pytest.skip("CLIPKIT_MATRIX=full")
     folder, out = ONNX[kind](tmp_path / "model"), tmp_path / "out"
     assert export(str(folder), out, to="onnx").library.startswith("onnxruntime ")
     facts = json.loads((out / "onnx_config.json").read_text())
@@ -184,8 +183,7 @@ BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12} 
 }
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not FULL, reason="CLIPKIT_MATRIX=full")
+@pytest.mark.long
 @pytest.mark.parametrize("to", ["transformers", "open_clip", "onnx"])
 def test_exports_of_the_size_of_vit_b(to: str, tmp_path: Path) -> None:
     folder = save_clip(tmp_path / "model", tower=BASE, size=224)

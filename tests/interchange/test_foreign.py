@@ -29,7 +29,6 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 import clipkit
 from clipkit.errors import CheckpointError
 
-FULL = os.environ.get("CLIPKIT_MATRIX") == "full"
 IMAGES = [noise_image(i, size) for i, size in enumerate([(50, 41), (33, 64), (35, 32), (99, 38)])]
 LABELS = ["a cat", "two dogs", "the house"]
 
@@ -242,8 +241,7 @@ BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12} 
 }
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not FULL, reason="CLIPKIT_MATRIX=full")
+@pytest.mark.long
 @pytest.mark.parametrize("quick", [False, True])
 def test_open_clip_of_the_size_of_vit_b_32(quick: bool, tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
@@ -256,8 +254,7 @@ def test_open_clip_of_the_size_of_vit_b_32(quick: bool, tmp_path: Path) -> None:
     assert max(open_clip_differences(save_open_clip(tmp_path / "model", config))) < 1e-5
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not FULL, reason="CLIPKIT_MATRIX=full")
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["clip", "quick", "siglip", "siglip2", "vision-text"])
 def test_transformers_of_the_size_of_vit_b(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / kind

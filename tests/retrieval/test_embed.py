@@ -456,8 +456,7 @@ def test_types_and_precision_keep_the_vectors(
     assert hit.source_row == 3
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not FULL, reason="writes 4 GB; CLIPKIT_MATRIX=full")
+@pytest.mark.long
 def test_a_store_of_4_gb_is_written_in_the_memory_of_a_part(tmp_path: Path) -> None:
     code = (ROOT / "tests/retrieval/write_large.py").read_text()
     result = subprocess.run(
