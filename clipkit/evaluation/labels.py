@@ -69,13 +69,22 @@ def targets_of(given: Iterable[str], labels: Sequence[str]) -> np.ndarray:
     return np.array(targets, dtype=np.int64)
 
 
-def check_other(other: float, labels: list[str]) -> None:
+def check_other(other: float, labels: list[str], *, share_one: bool) -> None:
     """Refuses a threshold that cannot be, or can never matter.
+
+    Args:
+        other: the threshold.
+        labels: the classes.
+        share_one: whether their probabilities sum to 1; else each is a yes or no of its own.
 
     Raises:
         ConfigError: it is no probability, or one that a likeliest label always has.
     """
-    least = 1 / len(labels)
+    least = 1 / len(labels) if share_one else 0.0
+    if least == 1:
+        raise ConfigError(
+            f"other: {other}; one label alone always has the probability 1; give a second one"
+        )
     if not least < other <= 1:
         raise ConfigError(
             f"other: {other}; with {len(labels)} labels the likeliest has {least:.2g} or more, so "

@@ -81,7 +81,7 @@ class ZeroShotClassifier:
         names = names_of(labels)
         self.labels, self.other = list(names), other
         if other is not None:
-            check_other(other, self.labels)
+            check_other(other, self.labels, share_one=encoder.bias is None)
         wordings = resolve_templates(templates)
         prompts = [
             [wording.replace("{}", name) for name in names[label] for wording in wordings]

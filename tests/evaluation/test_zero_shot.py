@@ -75,6 +75,7 @@ def test_below_a_threshold_an_image_is_other(tiny_encoder: Encoder) -> None:
         (["cat", "dog"], 0.5, "the likeliest has 0.5 or more, so give a number above 0.5"),
         (["cat", "dog"], 1.5, "up to 1"),
         (["cat", "dog"], float("nan"), "up to 1"),
+        (["cat"], 1.0, "one label alone always has the probability 1"),
         (["cat", "other"], 0.7, "'other' is one of them"),
     ],
 )

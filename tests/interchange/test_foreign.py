@@ -128,6 +128,17 @@ def test_folders_of_transformers_give_its_embeddings(kind: str, tmp_path: Path) 
     assert max(transformers_differences(FOLDERS[kind](tmp_path / "model"))) < 1e-5
 
 
+def test_where_each_label_is_a_yes_or_no_any_probability_may_be_the_threshold(
+    tmp_path: Path,
+) -> None:
+    encoder = clipkit.load(save_siglip(tmp_path / "model"), device="cpu")
+    best = clipkit.ZeroShotClassifier(encoder, LABELS)(IMAGES).scores.max(axis=1)
+    least = float(np.sort(best)[:2].mean())
+    assert least < 1 / len(LABELS)
+    result = clipkit.ZeroShotClassifier(encoder, LABELS, other=least)(IMAGES)
+    assert sum(each.label == "other" for each in result) == 1
+
+
 def test_the_tokens_are_those_of_open_clip() -> None:
     tokenizer = pytest.importorskip("open_clip.tokenizer")
     from clipkit.data.open_clip_tokenizer import openai_tokenizer
