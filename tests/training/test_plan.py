@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
+import plan_report
 import pytest
-from command_line import ROOT, Run
+from command_line import Run
 from PIL import Image
 from test_run import write_config
 
@@ -29,23 +28,13 @@ WORK = Work(
 H100 = Rates(towers=4e14, loss=2.5e13, node=4e11, network=4e11, per_node=8)
 
 
-@pytest.fixture(scope="module")
-def report() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("plan_report", ROOT / "scripts/plan_report.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
-def test_expected_memory_is_within_15_per_cent_of_a_real_run(report: ModuleType) -> None:
+def test_expected_memory_is_within_15_per_cent_of_a_real_run() -> None:
     changes = {"train.precision": "fp32", "train.batch_size": 128}
-    expected = report.estimate(report.SMALL, changes)
-    nothing = report.measured(report.NOTHING, {}, report.TENSORS_ONLY)
-    measured = report.measured(report.SMALL, changes, report.TENSORS_ONLY)
-    assert expected == pytest.approx(measured - nothing, rel=report.WITHIN)
+    expected = plan_report.estimate(plan_report.SMALL, changes)
+    nothing = plan_report.measured(plan_report.NOTHING, {}, plan_report.TENSORS_ONLY)
+    measured = plan_report.measured(plan_report.SMALL, changes, plan_report.TENSORS_ONLY)
+    assert expected == pytest.approx(measured - nothing, rel=plan_report.WITHIN)
 
 
 @pytest.mark.slow
