@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
     from transformers import PreTrainedTokenizerBase
 
+_CPU_PIXELS = 2**21  # 41 images of 224 × 224
 _T = TypeVar("_T")
 
 
@@ -335,8 +336,15 @@ class Encoder:
     def _embed_pixels(self, pixel_values: Tensor) -> np.ndarray:
         if not len(pixel_values):
             return np.zeros((0, self.embed_dim), dtype=np.float32)
+        # On a CPU, few at a time: what a layer makes of them then stays in its caches.
+        size, total = pixel_values.shape[-1], len(pixel_values)
+        at_once = max(1, _CPU_PIXELS // size**2) if self.device.type == "cpu" else total
+        parts = []
         with self._evaluating():
-            return _to_numpy(self.model(pixel_values=pixel_values.to(self.device)).image_embeds)
+            for first in range(0, total, at_once):
+                pixels = pixel_values[first : first + at_once].to(self.device)
+                parts.append(_to_numpy(self.model(pixel_values=pixels).image_embeds))
+        return np.concatenate(parts)
 
     def _embed_ids(self, input_ids: Tensor) -> np.ndarray:
         if not len(input_ids):

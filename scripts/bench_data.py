@@ -248,7 +248,7 @@ def time_parts(folder: Path, way: str, count: int = BATCH) -> list[float]:
     import torch
 
     from clipkit.data import jpeg, train_transform
-    from clipkit.data.decode import decode_for_training
+    from clipkit.data.decode import decode_pixels
     from clipkit.data.pieces import Piece, PieceMaker, join
     from clipkit.data.tokenize import tokenize
     from clipkit.data.transforms import smallest_decoded_edge
@@ -267,7 +267,7 @@ def time_parts(folder: Path, way: str, count: int = BATCH) -> list[float]:
         pixels = torch.zeros((count, 3, SIZE, SIZE), dtype=torch.uint8)
         for i, pair in enumerate(pairs):
             begin = time.perf_counter()
-            image = decode_for_training(pair.image or b"", max_pixels=cap, at_least=at_least)
+            image = decode_pixels(pair.image or b"", max_pixels=cap, at_least=at_least)
             middle = time.perf_counter()
             pixels[i] = train_transform(image, preprocess, config.augment, 0, i)
             decode, transform = decode + middle - begin, transform + time.perf_counter() - middle

@@ -74,8 +74,8 @@ def decode_image(data: bytes, *, max_pixels: int, at_least: int | None = None) -
         return _load(_open(data, max_pixels), at_least)
 
 
-def decode_for_training(
-    data: bytes, *, max_pixels: int, at_least: int
+def decode_pixels(
+    data: bytes, *, max_pixels: int, at_least: int | None = None
 ) -> Image.Image | NDArray[np.uint8]:
     """The pixels of ``decode_image``, by the fastest decoder that is installed.
 

@@ -22,7 +22,7 @@ _FACTORS = (8, 4, 2)
 
 
 def decoder_name() -> str:
-    """What decodes training JPEGs here, with its version: ``simplejpeg 1.9.0``."""
+    """What decodes JPEGs here, with its version: ``simplejpeg 1.9.0``."""
     package = "pillow" if simplejpeg is None else "simplejpeg"
     try:
         return f"{package} {version(package)}"
@@ -30,13 +30,15 @@ def decoder_name() -> str:
         return package
 
 
-def decode_jpeg(data: bytes, size: tuple[int, int], at_least: int) -> NDArray[np.uint8] | None:
+def decode_jpeg(
+    data: bytes, size: tuple[int, int], at_least: int | None
+) -> NDArray[np.uint8] | None:
     """The pixels as stored, not turned upright, perhaps at 1/2, 1/4 or 1/8 of the size.
 
     Args:
         data: a JPEG file whose header has been checked: ``size`` pixels may be decoded.
         size: (width, height) by that header.
-        at_least: both edges keep this many pixels, where they have them.
+        at_least: both edges keep this many pixels, where they have them; none: all.
 
     Returns:
         (H, W, 3) RGB; None where this is Pillow's to decode or to refuse: simplejpeg is not
@@ -45,7 +47,9 @@ def decode_jpeg(data: bytes, size: tuple[int, int], at_least: int) -> NDArray[np
     if simplejpeg is None:
         return None
     width, height = size
-    factor = next((f for f in _FACTORS if min(width, height) // at_least >= f), 1)
+    factor = 1
+    if at_least is not None:
+        factor = next((f for f in _FACTORS if min(width, height) // at_least >= f), 1)
     scaled_height, scaled_width = -(-height // factor), -(-width // factor)
     try:
         found_height, found_width, colours, _ = simplejpeg.decode_jpeg_header(data)

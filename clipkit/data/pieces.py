@@ -19,14 +19,19 @@ from torch.utils.data import Dataset
 
 from clipkit.config.schema import AugmentConfig, PreprocessConfig
 from clipkit.data.ahead import ReadAhead
-from clipkit.data.decode import decode_for_training, decode_image
+from clipkit.data.decode import decode_pixels
 from clipkit.data.kept_images import KeptImages
 from clipkit.data.mixture_order import MixtureOrder
 from clipkit.data.order import Order
 from clipkit.data.reader import Reader, SampleError, field_of
 from clipkit.data.remote import use_cache
 from clipkit.data.rng import Purpose, uniforms
-from clipkit.data.transforms import eval_transform, smallest_decoded_edge, train_transform
+from clipkit.data.transforms import (
+    eval_transform,
+    size_of,
+    smallest_decoded_edge,
+    train_transform,
+)
 from clipkit.errors import DataError
 from clipkit.types import Batch, Item, Pair, Skip
 
@@ -146,12 +151,12 @@ class PieceMaker:
         if pair.image is None:
             raise SampleError("no image")
         if self.augment is None:
-            image = decode_image(pair.image, max_pixels=self.max_pixels)
-            return caption, eval_transform(image, self.preprocess), image.size
+            image = decode_pixels(pair.image, max_pixels=self.max_pixels)
+            return caption, eval_transform(image, self.preprocess), size_of(image)
         decoded = self.decoded.get(row)
         if decoded is None:
             at_least = smallest_decoded_edge(self.preprocess, self.augment)
-            decoded = decode_for_training(pair.image, max_pixels=self.max_pixels, at_least=at_least)
+            decoded = decode_pixels(pair.image, max_pixels=self.max_pixels, at_least=at_least)
             self.decoded.put(row, decoded)
         pixels = train_transform(decoded, self.preprocess, self.augment, self.seed, position)
         return caption, pixels, None

@@ -27,13 +27,13 @@ _MAX_ASPECT = 32
 _DRAFT_MARGIN = 2.0
 
 
-def eval_transform(image: Image.Image, preprocess: PreprocessConfig) -> Tensor:
+def eval_transform(image: Image.Image | NDArray[np.uint8], preprocess: PreprocessConfig) -> Tensor:
     """The pixels a model is evaluated and served with, within rounding of what transformers'
     ``CLIPImageProcessor`` makes of the same image before it normalises; for a model of
     open_clip, exactly what its transform makes.
 
     Args:
-        image: RGB.
+        image: RGB, as an image or as (H, W, 3).
         preprocess: its ``image_size`` S and ``resize`` are used, and how a ``ForeignPreprocess``
             interpolates.
 
@@ -46,12 +46,12 @@ def eval_transform(image: Image.Image, preprocess: PreprocessConfig) -> Tensor:
     pillow = foreign.library == "open_clip"
     if preprocess.resize == "squash":
         return _resize_any(image, size, size, mode, pillow)
-    width, height = image.size
+    width, height = size_of(image)
     longest = _MAX_ASPECT * min(width, height)
     if max(width, height) > longest:
         left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
-        image = image.crop((left, top, width - left, height - top))
-        width, height = image.size
+        image = _crop(image, (left, top, width - left, height - top))
+        width, height = size_of(image)
     short = min(width, height)
     # The longer edge is floored, and so is the crop's corner, as in the processor.
     height, width = int(size * height / short), int(size * width / short)
@@ -87,13 +87,8 @@ def train_transform(
     """
     size = preprocess.image_size
     draws = uniforms(seed, Purpose.AUGMENT, position, size=5)
-    width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
-    left, top, right, bottom = _crop_box(width, height, augment, draws)
-    if not isinstance(image, Image.Image):
-        image = image[top:bottom, left:right]
-    elif (left, top, right, bottom) != (0, 0, width, height):
-        image = image.crop((left, top, right, bottom))
-    pixels = _resize(_to_tensor(image), size, size)
+    box = _crop_box(*size_of(image), augment, draws)
+    pixels = _resize(_to_tensor(_crop(image, box)), size, size)
     if draws[4] < augment.horizontal_flip:
         pixels = pixels.flip(-1)
     return pixels.contiguous()
@@ -105,6 +100,23 @@ def smallest_decoded_edge(preprocess: PreprocessConfig, augment: AugmentConfig) 
     low, high = augment.crop_ratio
     smallest = math.sqrt(augment.crop_scale[0] * min(low, 1 / high))
     return math.ceil(_DRAFT_MARGIN * preprocess.image_size / smallest)
+
+
+def size_of(image: Image.Image | NDArray[np.uint8]) -> tuple[int, int]:
+    """(width, height)."""
+    if isinstance(image, Image.Image):
+        return image.size
+    height, width = image.shape[:2]
+    return width, height
+
+
+def _crop(
+    image: Image.Image | NDArray[np.uint8], box: tuple[int, int, int, int]
+) -> Image.Image | NDArray[np.uint8]:
+    left, top, right, bottom = box
+    if not isinstance(image, Image.Image):
+        return image[top:bottom, left:right]
+    return image if box == (0, 0, *image.size) else image.crop(box)
 
 
 def _crop_box(
@@ -143,10 +155,15 @@ def _to_tensor(image: Image.Image | NDArray[np.uint8]) -> Tensor:
 
 
 def _resize_any(
-    image: Image.Image, height: int, width: int, mode: InterpolationMode, pillow: bool
+    image: Image.Image | NDArray[np.uint8],
+    height: int,
+    width: int,
+    mode: InterpolationMode,
+    pillow: bool,
 ) -> Tensor:
     """RGB image → (3, height, width) uint8, by Pillow or by torchvision."""
     if pillow:
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
         return _to_tensor(F.resize(image, [height, width], interpolation=mode))
     return _resize(_to_tensor(image), height, width, mode)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from sample_files import encoded, photo
 
 from clipkit.data import ImageError, decode_image, jpeg, to_rgb
-from clipkit.data.decode import decode_for_training
+from clipkit.data.decode import decode_pixels
 
 CAP = 1_000_000
 
@@ -61,8 +61,8 @@ def fast_decoder():
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_the_fast_decoder_gives_the_pixels_of_pillow(size, mode, options, fast_decoder):
     data = encoded(photo(*size).convert(mode), quality=91, **options)
-    for at_least in (25, 50, 51, 400):
-        fast = decode_for_training(data, max_pixels=CAP, at_least=at_least)
+    for at_least in (25, 50, 51, 400, None):
+        fast = decode_pixels(data, max_pixels=CAP, at_least=at_least)
         assert isinstance(fast, np.ndarray)  # and so it was not Pillow
         exact = decode_image(data, max_pixels=CAP, at_least=at_least)
         assert np.array_equal(fast, np.asarray(exact))
@@ -73,7 +73,7 @@ def test_the_fast_decoder_turns_pixels_as_pillow_does(orientation, fast_decoder)
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(photo(90, 61), exif=exif.tobytes())
-    fast = decode_for_training(data, max_pixels=CAP, at_least=50)
+    fast = decode_pixels(data, max_pixels=CAP, at_least=50)
     assert isinstance(fast, np.ndarray)
     assert np.array_equal(fast, np.asarray(decode_image(data, max_pixels=CAP)))
 
@@ -89,7 +89,7 @@ def test_the_fast_decoder_turns_pixels_as_pillow_does(orientation, fast_decoder)
     ids=["CMYK", "RGB inside", "MPO", "PNG"],
 )
 def test_what_the_fast_decoder_leaves_alone_is_pillows(data, fast_decoder):
-    image = decode_for_training(data, max_pixels=CAP, at_least=50)
+    image = decode_pixels(data, max_pixels=CAP, at_least=50)
     assert isinstance(image, Image.Image)
     assert np.array_equal(np.asarray(image), np.asarray(decode_image(data, max_pixels=CAP)))
 
@@ -97,7 +97,7 @@ def test_what_the_fast_decoder_leaves_alone_is_pillows(data, fast_decoder):
 def test_without_the_fast_decoder_pillow_decodes(monkeypatch):
     monkeypatch.setattr(jpeg, "simplejpeg", None)
     assert jpeg.decoder_name().startswith("pillow")
-    assert isinstance(decode_for_training(encoded(), max_pixels=CAP, at_least=9), Image.Image)
+    assert isinstance(decode_pixels(encoded(), max_pixels=CAP, at_least=9), Image.Image)
 
 
 def test_the_fast_decoder_is_named_with_its_version(fast_decoder):

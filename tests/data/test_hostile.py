@@ -31,7 +31,7 @@ from clipkit.data import (
     jpeg,
     open_source,
 )
-from clipkit.data.decode import decode_for_training
+from clipkit.data.decode import decode_pixels
 from clipkit.data.tokenize import clean_caption
 from clipkit.encoder import Encoder
 from clipkit.errors import ClipkitError, DataError
@@ -195,7 +195,7 @@ def decoded(use: str, case: Case) -> np.ndarray:
     """(H, W, 3) in full."""
     if use == "evaluation":
         return np.asarray(decode_image(case.data, max_pixels=CAP))
-    return np.asarray(decode_for_training(case.data, max_pixels=CAP, at_least=10_000))
+    return np.asarray(decode_pixels(case.data, max_pixels=CAP, at_least=10_000))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # what Pillow says of one opened outside
@@ -292,7 +292,7 @@ from pathlib import Path
 import torch  # before anything is measured
 from clipkit.config.schema import AugmentConfig, PreprocessConfig
 from clipkit.data import ImageError, decode_image, eval_transform, jpeg, train_transform
-from clipkit.data.decode import decode_for_training
+from clipkit.data.decode import decode_pixels
 
 if sys.argv[2] == "pillow":
     jpeg.simplejpeg = None
@@ -306,7 +306,7 @@ def evaluate(data, cap):
     return eval_transform(decode_image(data, max_pixels=cap), preprocess)
 
 def train(data, cap):
-    pixels = decode_for_training(data, max_pixels=cap, at_least=100_000)
+    pixels = decode_pixels(data, max_pixels=cap, at_least=100_000)
     return train_transform(pixels, preprocess, whole, 0, 0)
 
 def take(use, data, cap):

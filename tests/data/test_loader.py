@@ -328,14 +328,14 @@ def test_kept_images_change_no_bit_and_spare_decoding(reader, tokenizer, gigabyt
     from clipkit.data import pieces
 
     decoded = []
-    decode = pieces.decode_for_training
+    decode = pieces.decode_pixels
 
     def count(data, **options):
         decoded.append(len(data))
         return decode(data, **options)
 
     plain = trace(train_loader(reader, tokenizer, steps=9))
-    monkeypatch.setattr(pieces, "decode_for_training", count)
+    monkeypatch.setattr(pieces, "decode_pixels", count)
     config = DataConfig(
         augment=AUGMENT, workers=0, shuffle_chunk=4, shuffle_window=16, decoded_gb=gigabytes
     )

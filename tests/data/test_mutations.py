@@ -29,7 +29,7 @@ from clipkit.data import (
     jpeg,
     open_source,
 )
-from clipkit.data.decode import decode_for_training
+from clipkit.data.decode import decode_pixels
 from clipkit.data.reader import LOSSES
 from clipkit.data.tar import BLOCK, list_tar
 from clipkit.data.tokenize import train_tokenizer
@@ -341,10 +341,10 @@ def test_a_damaged_image_has_one_outcome_whichever_decoder_is_installed(kind, mo
             assert full.shape[:2] == header_size(data), seed
         for at_least in (20, CAP):  # at a quarter of the size or more, and in full
             expected = outcome(decode_image, data, at_least)
-            fast = outcome(decode_for_training, data, at_least)
+            fast = outcome(decode_pixels, data, at_least)
             with monkeypatch.context() as without:
                 without.setattr(jpeg, "simplejpeg", None)
-                plain = outcome(decode_for_training, data, at_least)
+                plain = outcome(decode_pixels, data, at_least)
             assert np.array_equal(fast, expected), seed
             assert np.array_equal(plain, expected), seed
             assert isinstance(full, str) == isinstance(expected, str), seed

@@ -28,7 +28,7 @@ WORK = Work(
 H100 = Rates(towers=4e14, loss=2.5e13, node=4e11, network=4e11, per_node=8)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_expected_memory_is_within_15_per_cent_of_a_real_run() -> None:
     changes = {"train.precision": "fp32", "train.batch_size": 128}
     expected = plan_report.estimate(plan_report.SMALL, changes)
