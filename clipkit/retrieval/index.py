@@ -22,6 +22,7 @@ _MOST_ROWS = 65_536  # a block
 _MOST_BYTES = 32 * 2**20  # of a block, which may be converted to float32
 _QUERIES = 256  # at a time
 _PAIRS = 2**21  # numbers that are compared in float64 at a time: 16 MiB
+_CACHED = 2**15  # products that stay in a core's cache while they are summed
 
 
 class Index:
@@ -173,12 +174,15 @@ class Index:
         """(P,) scores of pairs of a query and a row; see the class for what a score is."""
         distinct, place = np.unique(rows, return_inverse=True)
         vectors = self.vectors(distinct)
-        if not np.isfinite(vectors).all():
-            raise CheckpointError(f"{self.name}: its vectors are not finite; embed again")
+        scores = np.empty(len(rows))
         # Products of float32 are exact in float64; NumPy sums each line in one and the same order.
-        products = vectors[place].astype(np.float64) * queries[of_query]
-        scores: np.ndarray = products.sum(axis=1).astype(np.float32)
-        return scores
+        for some in in_parts(len(rows), max(_CACHED // self.dim, 1)):
+            products = vectors[place[some]].astype(np.float64)
+            products *= queries[of_query[some]]
+            products.sum(axis=1, out=scores[some])
+        if not np.isfinite(scores).all():
+            raise CheckpointError(f"{self.name}: its vectors are not finite; embed again")
+        return scores.astype(np.float32)
 
 
 class _Best:
