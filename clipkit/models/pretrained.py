@@ -64,6 +64,9 @@ def save_model(
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+    # A CLIPModel has no place for it among its weights.
+    config, bias = model.backbone.config, model.logit_bias
+    config.logit_bias = None if bias is None else float(bias.detach())
     try:
         with _quiet():
             model.backbone.save_pretrained(aside, state_dict=weights)
@@ -97,7 +100,10 @@ def load_model(
     preprocess = load_preprocess(folder_or_name)
     backbone = load_backbone(folder_or_name, dtype=dtype)
     check_size(folder_or_name, preprocess, backbone.config.vision_config)
-    model = DualEncoder(backbone.eval(), preprocess.mean, preprocess.std)
+    bias = getattr(backbone.config, "logit_bias", None)
+    if bias is not None and not isinstance(bias, int | float):
+        raise CheckpointError(f"{folder_or_name}: config.json: logit_bias is {bias!r}, no number")
+    model = DualEncoder(backbone.eval(), preprocess.mean, preprocess.std, init_bias=bias)
     model.attention = attention
     return model
 

@@ -24,7 +24,7 @@ from clipkit.errors import ClipkitError, NonFiniteError, Preempted, RunRefused
 from clipkit.evaluation.report import write_report
 from clipkit.evaluation.retrieval import evaluate_retrieval
 from clipkit.interrupt import Stop, stop_signals
-from clipkit.lock import Claim, Held
+from clipkit.lock import Claim, Held, owner_of
 from clipkit.losses import in_batch_accuracy
 from clipkit.models import DualEncoder
 from clipkit.training.build import wrap_model
@@ -88,11 +88,11 @@ def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
         raise
     except ClipkitError as error:
         state = "preempted" if isinstance(error, Preempted) else "failed"
-        if folder.is_dir():
+        if held.owns(folder):
             write_status(folder, state, error.exit_code, message=str(error))
         raise
     except KeyboardInterrupt:
-        if folder.is_dir():
+        if held.owns(folder):
             write_status(folder, "interrupted", 130)
         raise
     finally:
@@ -106,6 +106,10 @@ class _Held:
     lock: Claim | None = None
     peers: Peers | None = None
     saver: Saver | None = None
+
+    def owns(self, folder: Path) -> bool:
+        """Whether there is a folder, and no other process trains there."""
+        return folder.is_dir() and (self.lock is not None or owner_of(folder / "lock.json") is None)
 
     def release(self) -> None:
         if self.saver is not None:

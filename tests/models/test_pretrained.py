@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, CLIPImageProcessor
 from clipkit.config.schema import PreprocessConfig
 from clipkit.data.tokenize import load_tokenizer, tokenize
 from clipkit.errors import CheckpointError
-from clipkit.models import load_model, load_preprocess, save_model
+from clipkit.models import DualEncoder, load_model, load_preprocess, save_model
 
 TEXTS = [
     "a photo of two dogs",
@@ -52,6 +52,25 @@ def test_a_saved_model_loads_with_the_same_weights_tokens_and_preprocessing(
     assert load_preprocess(str(saved)) == expected
     ids = tokenize(load_tokenizer(str(saved), context_length=24), TEXTS, context_length=24)
     assert ids[0].equal(tokenize(small_tokenizer, TEXTS, context_length=24)[0])
+
+
+def test_the_bias_of_a_loss_of_yes_or_no_comes_back(
+    tmp_path, small_model, small_preprocess, small_tokenizer
+):
+    model = DualEncoder(
+        small_model.backbone, small_preprocess.mean, small_preprocess.std, init_bias=-9.3
+    )
+    save_model(model, tmp_path / "model", small_preprocess, small_tokenizer)
+    again = load_model(str(tmp_path / "model"))
+    assert again.logit_bias is not None
+    assert float(again.logit_bias) == float(model.logit_bias)
+    # Trained on with a loss that has none, it is gone.
+    save_model(small_model, tmp_path / "model", small_preprocess, small_tokenizer)
+    assert load_model(str(tmp_path / "model")).logit_bias is None
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps({**config, "logit_bias": "much"}))
+    with pytest.raises(CheckpointError, match="logit_bias is 'much', no number"):
+        load_model(str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize("resize", ["crop", "squash"])

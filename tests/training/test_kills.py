@@ -250,6 +250,7 @@ def test_a_folder_that_is_trained_in_is_refused_until_its_owner_is_dead(
     assert second.returncode == 4, second.stderr
     assert f"process {run.process.pid} on" in second.stderr
     assert "trains in this folder" in second.stderr
+    assert clipkit("train", config, "train.batch_size=999999").returncode == 2
     assert run.status()["state"] == "running"
     run.process.kill()
     run.process.wait()
