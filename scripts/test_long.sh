@@ -1,44 +1,40 @@
 #!/usr/bin/env bash
-# The matrices that are too long for every change, about an hour on two cores; the result
-# goes to scripts/results/test_long.md with date and versions:
+# The matrices that are too long for every change, some hours on two cores. Each row of
+# scripts/results/test_long.md says when and with which versions it was run:
 #
-#   bash scripts/test_long.sh
+#   bash scripts/test_long.sh                 # all of them
+#   bash scripts/test_long.sh "random kill"   # those whose title has these words
 set -uo pipefail
 CLIPKIT_EXTRAS=dev
 source "$(dirname "$0")/setup.sh"
 export OMP_NUM_THREADS=1
 result=scripts/results/test_long.md
+wanted=${1:-}
 failed=0
-
-run() {  # run TITLE COMMAND…: a row of the table
-    local title=$1 begin=$SECONDS outcome
-    shift
-    if output=$("$@" 2>&1); then outcome=passed; else outcome=failed failed=1; fi
-    echo "$output" >&2
-    echo "| $title | $outcome: $(echo "$output" | grep -E '^[0-9]+ (passed|failed)' | tail -n 1) | $((SECONDS - begin)) s |" >> "$result.tmp"
-}
-
-{
-    echo "# The long tests"
-    echo
-    echo "    bash scripts/test_long.sh"
-    echo
-    python - <<'PY'
+with=$(python - <<'PY'
 import datetime
 import os
 import platform
 from importlib.metadata import version
 
-packages = ("torch", "torchvision", "transformers", "datasets", "accelerate", "numpy", "pillow")
+packages = ("torch", "transformers", "datasets", "accelerate", "numpy", "pillow")
 print(
-    f"{datetime.date.today()}, {os.cpu_count()} cores, CPU only, Python {platform.python_version()},",
-    ", ".join(f"{name} {version(name)}" for name in packages) + ".",
+    f"{datetime.date.today()}, {os.cpu_count()} cores, CPU, Python {platform.python_version()},",
+    ", ".join(f"{name} {version(name)}" for name in packages),
 )
 PY
-    echo
-    echo "| what | result | took |"
-    echo "|---|---|---|"
-} > "$result.tmp"
+)
+
+run() {  # run TITLE COMMAND…: a row of the table, in the place of the one that was there
+    local title=$1 begin=$SECONDS outcome
+    shift
+    [[ $title == *"$wanted"* ]] || return 0
+    if output=$("$@" 2>&1); then outcome=passed; else outcome=failed failed=1; fi
+    echo "$output" >&2
+    grep -vF "| $title |" "$result" > "$result.tmp"
+    echo "| $title | $outcome: $(echo "$output" | grep -E '[0-9]+ (passed|failed)' | tail -n 1) | $((SECONDS - begin)) s | $with |" >> "$result.tmp"
+    mv "$result.tmp" "$result"
+}
 
 CLIPKIT_MATRIX=full run "19 kinds of source × (0 or 2 workers, 1 or 2 ranks) × killed and resumed elsewhere as any of these" \
     python -m pytest tests/data/test_matrix.py
@@ -62,5 +58,4 @@ CLIPKIT_MATRIX=full run "compiled layers, the emoji data byte for byte, product 
     python -m pytest tests/models/test_forward.py tests/test_emoji_data.py \
     tests/retrieval/test_approximate.py tests/training/test_run.py tests/training/test_plan.py \
     -m long --timeout 1800
-mv "$result.tmp" "$result"
 exit "$failed"

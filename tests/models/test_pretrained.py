@@ -63,7 +63,7 @@ def test_the_bias_of_a_loss_of_yes_or_no_comes_back(
     save_model(model, tmp_path / "model", small_preprocess, small_tokenizer)
     again = load_model(str(tmp_path / "model"))
     assert again.logit_bias is not None
-    assert float(again.logit_bias) == float(model.logit_bias)
+    assert torch.equal(again.logit_bias, model.logit_bias)
     # Trained on with a loss that has none, it is gone.
     save_model(small_model, tmp_path / "model", small_preprocess, small_tokenizer)
     assert load_model(str(tmp_path / "model")).logit_bias is None
