@@ -87,6 +87,8 @@ class Batch:
         groups: (B, 2) int64, a number for the caption and one for the image file of each row,
             the same for the same content; None where it was not asked for.
         items: B descriptions, None for a row that is not valid; empty where not asked for.
+        told: what was asked of each of the B raw pairs, None for a row that is not valid; empty
+            where nothing was asked.
     """
 
     pixel_values: Tensor
@@ -99,6 +101,7 @@ class Batch:
     replaced: int = 0
     groups: Tensor | None = None
     items: list[Item | None] = field(default_factory=list)
+    told: list[Any] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 # A folder or module, and what of clipkit it may import besides itself.
-LOW = {"errors", "_version", "config", "types", "hub", "atomic", "lock", "interrupt"}
+LOW = {"errors", "_version", "config", "types", "hub", "atomic", "lock", "interrupt", "launcher"}
 TOWERS = {*LOW, "data", "models", "losses"}
 SHOWN = {"inputs", "display"}
 USERS = {*TOWERS, "inputs", "encoder", "display"}
@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "atomic": {"errors"},
     "lock": set(),
     "interrupt": set(),
+    "launcher": {"errors"},
     "config": {"errors"},
     "data": LOW,
     "models": LOW,

@@ -31,7 +31,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: the file cannot be read, a key does not exist (the nearest is named), a
             value has the wrong type, or values do not fit together.
     """
-    tree = _read_yaml(Path(path))
+    tree = read_yaml(Path(path))
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign or not key:
@@ -54,6 +54,39 @@ def source_from_dict(tree: dict[str, Any], *, where: str) -> SourceConfig:
         ConfigError: a key does not exist, or a value has the wrong type.
     """
     return _typed(SourceConfig, tree, where)
+
+
+def options_from_dict(schema: type[T], tree: dict[str, Any]) -> T:
+    """Checks and types the plain values of any dataclass of options; a source, or a list of them,
+    may be given as a path.
+
+    Raises:
+        ConfigError: a key does not exist (the nearest is named), or a value has the wrong type.
+    """
+    tree = dict(tree)
+    for key, kind in typing.get_type_hints(schema).items():
+        value = tree.get(key)
+        if kind is SourceConfig or kind == SourceConfig | None:
+            tree[key] = {"path": value} if isinstance(value, str) else value
+            if value is None:
+                del tree[key]
+        elif kind == list[SourceConfig] and value is not None:
+            each = [value] if isinstance(value, str | dict) else value
+            if not isinstance(each, list):
+                raise ConfigError(f"{key}: a path or a list of them is wanted, got {value!r}")
+            tree[key] = [_source(part, f"{key}.{number}") for number, part in enumerate(each)]
+    return _typed(schema, tree, schema.__name__)
+
+
+def _source(value: Any, key: str) -> dict[str, Any]:
+    """The whole tree of a source in a list; of one in a list, jsonargparse says less plainly what
+    is wrong."""
+    value = {"path": value} if isinstance(value, str) else value
+    _check_keys(value, SourceConfig, prefix=f"{key}.")
+    try:
+        return dataclasses.asdict(_typed(SourceConfig, value, key))
+    except ConfigError as error:
+        raise ConfigError(f"{key}.{error}") from None
 
 
 def _typed(schema: type[T], tree: dict[str, Any], where: str) -> T:
@@ -311,11 +344,20 @@ def _parse_yaml(text: str, *, where: str) -> Any:
         raise ConfigError(f"{where}{line}: {problem}") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, *, what: str = "config") -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        path: the file.
+        what: it is called.
+
+    Raises:
+        ConfigError: it is missing, cannot be read, or holds something else; a key stands twice.
+    """
     if not path.is_file():
         near = sorted(str(p) for p in Path("configs").glob("*.yaml"))
         known = f"; there are {', '.join(near)}" if near else ""
-        raise ConfigError(f"{path}: no such config file{known}")
+        raise ConfigError(f"{path}: no such {what} file{known}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -324,7 +366,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a config is a mapping of keys, this is a {type(tree).__name__}")
+        raise ConfigError(f"{path}: a {what} is a mapping of keys, this is a {type(tree).__name__}")
     return tree
 
 

@@ -64,6 +64,14 @@ class MixedSourceConfig(SourceConfig):
 
 
 @dataclass
+class LabelSource(SourceConfig):
+    """A source whose classes are asked for: where captions stand, each class as the data has it,
+    without templates. Made for evaluation, no part of a config."""
+
+    numbers: bool = False  # of class labels: their numbers, not their names
+
+
+@dataclass
 class PreprocessConfig:
     """How raw pairs become tensors: it travels with the weights, so that embedding can never
     differ from training."""

@@ -6,6 +6,7 @@ Images stay encoded (``Image(decode=False)``), so that one bad file cannot stop 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clipkit.config.schema import SourceConfig
+from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.reader import Access, SampleError
 from clipkit.data.table import choose_columns, read_image
@@ -199,16 +200,17 @@ class DatasetReader:
     def _choose(self, loaded: Any, datasets: Any) -> tuple[str | None, list[str]]:
         features, columns = loaded.features, list(loaded.column_names)
         classes = [n for n in columns if isinstance(features[n], datasets.ClassLabel)]
-        source = SourceConfig(image=self.source.image, caption=self.source.caption)
+        source = dataclasses.replace(self.source)
         if source.image is None:  # a column of this type needs no usual name
             images = [n for n in columns if isinstance(features[n], datasets.Image)]
             source.image = images[0] if images else None
         usual = {name.lower() for name in columns}.intersection(reader.CAPTION_COLUMNS)
-        if source.caption is None and not usual and classes:
+        labels = isinstance(source, LabelSource)
+        if source.caption is None and (labels or not usual) and classes:
             source.caption = classes[0]
         image, captions = choose_columns(source, columns, self.source.path)
         for name in captions:
-            if name in classes:
+            if name in classes and not (isinstance(source, LabelSource) and source.numbers):
                 told = reader.read_class_names(self.source)
                 self._class_names[name] = told or list(features[name].names)
         return image, captions

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from clipkit.config.schema import SourceConfig
+from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.reader import Access, SampleError
 from clipkit.data.table import TableReader, read_image
@@ -51,8 +51,10 @@ class FolderReader:
         self._from_folders = False
         self._class_names: dict[str, str] = {}  # a folder's, where it is not its own
         if source.caption != reader.NONE:
-            self._texts = {n: text for n in images if (text := beside(n)) in there}
-            if not self._texts:
+            by_folder = isinstance(source, LabelSource) and source.caption is None
+            if not by_folder:
+                self._texts = {n: text for n in images if (text := beside(n)) in there}
+            if not self._texts and not by_folder:
                 self._metadata = self._read_metadata(names)
             if not self._texts and not self._metadata:
                 if not all("/" in name for name in images):

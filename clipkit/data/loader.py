@@ -6,9 +6,9 @@ What a batch holds is a function of (seed, step, rank) alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from clipkit.config.schema import DataConfig, PreprocessConfig
 from clipkit.data.kept_images import KeptImages
@@ -19,7 +19,7 @@ from clipkit.data.pieces import EvalPieces, Piece, PieceMaker, Pieces, TrainPiec
 from clipkit.data.reader import TURN, Reader
 from clipkit.data.workers import WorkerLoader
 from clipkit.errors import ConfigError, DataError
-from clipkit.types import Batch
+from clipkit.types import Batch, Pair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -140,6 +140,7 @@ def build_eval_loader(
     images: bool = True,
     texts: bool = True,
     fields: tuple[str, ...] | None = None,
+    ask: Callable[[Pair], Any] | None = None,
     batches: Iterable[int] | None = None,
     cache_gb: float = DataConfig.cache_gb,
     start_method: str | None = None,
@@ -162,6 +163,8 @@ def build_eval_loader(
         images: whether to load images.
         texts: whether to load captions.
         fields: names of metadata, with which ``Batch.items`` are told; None: they are not.
+        ask: is called with each raw pair, where it is read, for ``Batch.told``; it pickles, and may
+            raise ``SampleError``.
         batches: the numbers of those that are wanted, asked for some batches ahead; all of
             them in order, where it is None. ``Batch.step`` tells the number.
         cache_gb: of remote files.
@@ -179,6 +182,7 @@ def build_eval_loader(
         images=images,
         texts=texts,
         fields=fields,
+        ask=ask,
     )
     first, last = len(reader) * rank // world_size, len(reader) * (rank + 1) // world_size
     pieces = EvalPieces(maker, first, last, batch_size, cache_gb)

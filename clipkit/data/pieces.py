@@ -8,9 +8,10 @@ batch, part) alone: workers, start method and prefetching cannot change a bit of
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -55,6 +56,7 @@ class Piece:
     replaced: int = 0
     groups: list[tuple[int, int]] | None = None
     items: list[Item | None] = field(default_factory=list)
+    told: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -71,6 +73,7 @@ class PieceMaker:
     texts: bool = True
     groups: bool = False  # whether to tell equal captions and images
     fields: tuple[str, ...] | None = None  # of the metadata, to describe items with; None: none are
+    ask: Callable[[Pair], Any] | None = None  # what else to tell of each raw pair
     decoded: KeptImages = field(default_factory=lambda: KeptImages(0))
 
     def make(
@@ -84,12 +87,14 @@ class PieceMaker:
         for i, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
             pair: Pair | None = None
             item: Item | None = None
+            told: Any = None
             try:
                 pair = self.reader[row] if pairs is None else pairs[i].result()
                 caption, image, size_here = self._use(pair, row, position)
                 item = self._describe(row, pair, caption, size_here)
+                told = None if self.ask is None else self.ask(pair)
             except SampleError as error:
-                caption, image = "", None
+                caption, image, item = "", None, None
                 origin = self.reader.locate(row) if pair is None else pair.origin
                 piece.skipped.append(Skip(origin, str(error)))
                 piece.valid.append(False)
@@ -97,6 +102,8 @@ class PieceMaker:
                 piece.valid.append(True)
             if self.fields is not None:
                 piece.items.append(item)
+            if self.ask is not None:
+                piece.told.append(told)
             piece.keys.append("" if pair is None else pair.key)
             captions.append(caption)
             if piece.groups is not None:
@@ -258,6 +265,7 @@ def join(pieces: list[Piece], step: int, maker: PieceMaker) -> Batch:
         replaced=sum(piece.replaced for piece in pieces),
         groups=_join_groups(pieces),
         items=[item for piece in pieces for item in piece.items],
+        told=[told for piece in pieces for told in piece.told],
     )
 
 

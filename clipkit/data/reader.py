@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
-from clipkit.config.schema import SourceConfig
+from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files
 from clipkit.errors import DataError
 from clipkit.types import Pair
@@ -25,6 +25,7 @@ CAPTION_COLUMNS = (
     *("caption", "text", "txt", "captions", "title", "description", "sentence"),
     *("sentences", "alt_text", "alt", "prompt"),
 )
+LABEL_COLUMNS = ("label", "labels", "class", "classes", "category", "target", "cls")
 # ``image: none`` or ``caption: none`` in a config: the source has none, and none are needed.
 NONE = "none"
 MAX_IMAGE_BYTES = 256 * 2**20  # more is no photograph; it would have to be read whole
@@ -140,6 +141,8 @@ def caption_texts(values: Sequence[Any], source: SourceConfig) -> list[str]:
 
 def class_captions(name: str, source: SourceConfig) -> list[str]:
     """``golden_retriever`` → ``a photo of a golden retriever``, by each of the templates."""
+    if isinstance(source, LabelSource):
+        return [name.strip()]
     name = name.replace("_", " ").strip()
     return caption_texts([[template.format(name) for template in source.templates]], source)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from clipkit.config.schema import SourceConfig
+from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.index import Advance, Arrays, indexed, pack_json, unpack_json
 from clipkit.data.reader import Access, SampleError
@@ -192,10 +192,12 @@ def choose_columns(
         )
 
     image = choose("image", source.image, reader.IMAGE_COLUMNS)
+    labels = isinstance(source, LabelSource)
+    what, usual = ("label", reader.LABEL_COLUMNS) if labels else ("caption", reader.CAPTION_COLUMNS)
     named: list[str | None] = [source.caption]
     if source.caption and source.caption not in columns:  # a column's name may hold a comma
         named = [*reader.split_names(source.caption)] or [source.caption]
-    captions = [choose("caption", name, reader.CAPTION_COLUMNS) for name in named]
+    captions = [choose(what, name, usual) for name in named]
     return image, [name for name in captions if name is not None]
 
 

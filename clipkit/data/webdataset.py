@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.config.schema import SourceConfig
+from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.index import (
     Advance,
@@ -252,7 +252,8 @@ class TarReader:
 
     def _wanted_captions(self) -> list[_Wanted]:
         if self.source.caption is None:
-            return [_Wanted(reader.CAPTION_EXTENSIONS)]
+            labels = isinstance(self.source, LabelSource)
+            return [_Wanted((_CLASS,) if labels else reader.CAPTION_EXTENSIONS)]
         if self.source.caption == reader.NONE:
             return []
         return [
@@ -272,6 +273,8 @@ class TarReader:
             offset, size = int(arrays["offset"][first]), int(arrays["size"][first])
             return files.read(path, offset, min(size, reader.MAX_CAPTION_BYTES))
 
+        if isinstance(self.source, LabelSource):
+            return
         usual = self.source.caption is None and self._captions[0].extensions != ("json",)
         if usual and not any(name in names for name in reader.CAPTION_EXTENSIONS):
             record = _parse_fields(first_of("json")) if "json" in names else {}

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``clipkit eval``."""
     parser.add_argument("model", help="a run, or a model's folder or hub name")
-    parser.add_argument("source", help="image-caption pairs: a folder, file, glob or URL")
+    parser.add_argument(
+        "source", nargs="?", help="image-caption pairs: a folder, file, glob or URL"
+    )
+    parser.add_argument(
+        "--suite", metavar="FILE", help="in place of a source: a YAML that names tasks and data"
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="of a suite's results; RUN/eval/SUITE where it is left out"
+    )
     parser.add_argument(
         "--caption", metavar="FIELD", help="the field with the captions, e.g. json.keywords"
     )
@@ -35,8 +43,19 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_eval(args: argparse.Namespace) -> int:
-    """Measures retrieval in both directions and prints a table."""
+    """Measures retrieval in both directions and prints a table; or the tasks of a suite."""
     from pathlib import Path
+
+    from clipkit.errors import ConfigError
+
+    if (args.source is None) == (args.suite is None):
+        raise ConfigError("eval: give a source, or --suite FILE, and not both")
+    if args.suite is not None:
+        from clipkit.evaluation.suite_command import run_suite_command
+
+        return run_suite_command(args)
+    if args.out is not None:
+        raise ConfigError("--out: it goes with --suite; --json and --html name files")
 
     from clipkit.atomic import write_json
     from clipkit.config.schema import SourceConfig
@@ -50,6 +69,7 @@ def run_eval(args: argparse.Namespace) -> int:
         source_name,
     )
     from clipkit.encoder import load
+    from clipkit.evaluation.embedding import Job
     from clipkit.evaluation.gallery import retrieval_gallery
     from clipkit.evaluation.report import metric_rows, write_report
     from clipkit.evaluation.retrieval import embed_retrieval_set, summarise
@@ -58,15 +78,10 @@ def run_eval(args: argparse.Namespace) -> int:
     reader = open_source(SourceConfig(path=args.source, caption=args.caption, captions="join"))
     galleries = [open_source(SourceConfig(path=path, caption="none")) for path in args.gallery]
     encoder = load(args.model)
+    workers = default_workers() if args.workers is None else args.workers
+    job = Job(encoder, args.batch_size, workers, progress=True)
     with plain_warnings():
-        collected = embed_retrieval_set(
-            encoder,
-            reader,
-            batch_size=args.batch_size,
-            workers=default_workers() if args.workers is None else args.workers,
-            gallery=galleries,
-            progress=True,
-        )
+        collected = embed_retrieval_set(job, reader, gallery=galleries)
     assert collected is not None  # as there is one rank
     metrics = summarise(collected, device=encoder.device)
     header, rows = metric_rows({"": metrics})
@@ -77,7 +92,7 @@ def run_eval(args: argparse.Namespace) -> int:
     if collected.skipped:
         first = collected.skipped[0]
         remark(f"{len(collected.skipped)} samples skipped; {first.origin}: {first.reason}")
-    remark_cut(collected.num_truncated, len(collected.matches), encoder.preprocess.context_length)
+    remark_cut(collected.num_truncated, len(collected.captions), encoder.preprocess.context_length)
     if args.json:
         record = {
             "model": str(args.model),

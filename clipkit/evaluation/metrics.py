@@ -1,4 +1,5 @@
-"""(image_embeds, text_embeds, which belong together) → recall and rank, in both directions.
+"""(image_embeds, text_embeds, which belong together) → recall, precision and rank, in both
+directions.
 
 Ties count against the model: a query's rank is 1 + the number of wrong answers that score as
 high as its best right one, or higher. A collapsed model, which gives everything one vector,
@@ -9,6 +10,7 @@ rounding are ties, and a NaN counts against the model too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from clipkit.errors import ClipkitError
 
+DIRECTIONS = ("text_to_image", "image_to_text")
 # Dot products of equal unit vectors differ by some 1e-7 with their place in a matrix product.
 _TIE = 1e-6
 # Queries × gallery rows of one block of scores: 64 MiB of float32.
@@ -30,7 +33,7 @@ def retrieval_metrics(
     ks: Sequence[int] = (1, 5, 10),
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """Recall at k and median rank, text → image and image → text.
+    """Recall at k, mean average precision and median rank, text → image and image → text.
 
     A query with several right answers is a hit if any of them is among the top k. Images and
     texts that have no match are answers to choose from, not queries.
@@ -44,23 +47,61 @@ def retrieval_metrics(
         device: where to multiply.
 
     Returns:
-        ``text_to_image_R@1`` … and ``image_to_text_R@1`` … from 0 to 1,
+        ``text_to_image_R@1`` … and ``text_to_image_mAP`` from 0 to 1, ``image_to_text_`` likewise;
         ``text_to_image_median_rank`` and ``image_to_text_median_rank`` from 1,
         ``num_images`` and ``num_texts``.
 
     Raises:
         ClipkitError: shapes that do not fit together, or nothing that matches.
     """
-    text_ranks, image_ranks = retrieval_ranks(image_embeds, text_embeds, matches, device=device)
+    rankings = retrieval_rankings(image_embeds, text_embeds, matches, device=device)
+    return metrics_of(rankings, ks=ks)
+
+
+class Ranking(NamedTuple):
+    """How well each of Q queries finds its right answers.
+
+    Attributes:
+        ranks: (Q,) of its best right answer, from 1; 0 where a query has no match.
+        average_precision: (Q,) the mean, over its right answers, of the share of right ones among
+            those that rank as high; NaN where a query has no match.
+    """
+
+    ranks: np.ndarray
+    average_precision: np.ndarray
+
+
+def metrics_of(rankings: tuple[Ranking, Ranking], *, ks: Sequence[int]) -> dict[str, float]:
+    """The metrics of what ``retrieval_rankings`` gives; see ``retrieval_metrics``."""
     metrics: dict[str, float] = {}
-    for name, ranks in (("text_to_image", text_ranks), ("image_to_text", image_ranks)):
-        ranks = ranks[ranks > 0]
+    for name, (ranks, precision) in zip(DIRECTIONS, rankings, strict=True):
+        asked = ranks > 0
         for k in ks:
-            metrics[f"{name}_R@{k}"] = float((ranks <= k).mean())
-        metrics[f"{name}_median_rank"] = float(np.median(ranks))
-    metrics["num_images"] = len(image_embeds)
-    metrics["num_texts"] = len(text_embeds)
+            metrics[f"{name}_R@{k}"] = float((ranks[asked] <= k).mean())
+        metrics[f"{name}_mAP"] = float(precision[asked].mean())
+        metrics[f"{name}_median_rank"] = float(np.median(ranks[asked]))
+    metrics["num_images"] = len(rankings[1].ranks)
+    metrics["num_texts"] = len(rankings[0].ranks)
     return metrics
+
+
+def retrieval_rankings(
+    image_embeds: np.ndarray,
+    text_embeds: np.ndarray,
+    matches: np.ndarray | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> tuple[Ranking, Ranking]:
+    """How well each text finds its images, and each image its texts; see ``retrieval_metrics``.
+
+    Beyond the embeddings themselves it takes some hundred MB, however many there are.
+    """
+    pairs = _as_pairs(image_embeds, text_embeds, matches)
+    images, texts = (
+        torch.from_numpy(np.ascontiguousarray(e, dtype=np.float32)).to(device)
+        for e in (image_embeds, text_embeds)
+    )
+    return _rank(texts, images, pairs[:, ::-1]), _rank(images, texts, pairs)
 
 
 def retrieval_ranks(
@@ -72,12 +113,8 @@ def retrieval_ranks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rank of the best right answer for each text, (M,), and for each image, (N,); from 1,
     and 0 where a row has no match. See ``retrieval_metrics``."""
-    pairs = _as_pairs(image_embeds, text_embeds, matches)
-    images, texts = (
-        torch.from_numpy(np.ascontiguousarray(e, dtype=np.float32)).to(device)
-        for e in (image_embeds, text_embeds)
-    )
-    return _ranks(texts, images, pairs[:, ::-1]), _ranks(images, texts, pairs)
+    rankings = retrieval_rankings(image_embeds, text_embeds, matches, device=device)
+    return rankings[0].ranks, rankings[1].ranks
 
 
 def _as_pairs(
@@ -109,37 +146,68 @@ def _as_pairs(
     return np.unique(matches.astype(np.int64), axis=0)
 
 
-def _ranks(queries: Tensor, gallery: Tensor, pairs: np.ndarray) -> np.ndarray:
-    """(Q,) ranks from 1; 0 for queries without a pair. ``pairs`` (P, 2): query, gallery row."""
+def _rank(queries: Tensor, gallery: Tensor, pairs: np.ndarray) -> Ranking:
+    """``pairs`` (P, 2): query, gallery row."""
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
-    best = _best_right_scores(queries, gallery, pairs)  # (A,)
+    scores = _right_scores(queries, gallery, pairs)  # (P,)
+    # Of each query's right answers the best is first; a NaN is the worst.
+    order = np.lexsort((-np.nan_to_num(scores, nan=-np.inf), pairs[:, 0]))
+    pairs, scores = pairs[order], scores[order]
     asked, first = np.unique(pairs[:, 0], return_index=True)  # (A,), their pairs' beginnings
-    first = np.append(first, len(pairs))
-    counts = torch.zeros(len(asked), dtype=torch.int64)
+    ends = np.append(first[1:], len(pairs))
+    wrong = _count_wrong(queries, gallery, pairs, scores, asked, np.append(first, len(pairs)))
+    ranks = np.zeros(len(queries), dtype=np.int64)
+    ranks[asked] = wrong[first] + 1
+    place = np.arange(len(pairs)) - np.repeat(first, ends - first) + 1  # among the right answers
+    precision = np.full(len(queries), np.nan)
+    precision[asked] = np.add.reduceat(place / (place + wrong), first) / (ends - first)
+    return Ranking(ranks, precision)
+
+
+def _count_wrong(
+    queries: Tensor,
+    gallery: Tensor,
+    pairs: np.ndarray,
+    scores: np.ndarray,
+    asked: np.ndarray,
+    first: np.ndarray,
+) -> np.ndarray:
+    """(P,) the number of wrong answers that score as high as each right one, or higher.
+
+    Args:
+        queries, gallery: (Q, D) and (G, D).
+        pairs: (P, 2), sorted by query.
+        scores: (P,), of the pairs.
+        asked: (A,) the queries that have pairs.
+        first: (A + 1,) where their pairs begin.
+    """
+    least = torch.from_numpy(scores - np.float32(_TIE)).to(queries.device)
+    counts = np.zeros(len(pairs), dtype=np.int64)
     for q in range(0, len(asked), _QUERIES):
         chunk = slice(q, min(q + _QUERIES, len(asked)))
         vectors = queries[torch.from_numpy(asked[chunk]).to(queries.device)]  # (q, D)
-        least = best[chunk, None] - _TIE  # (q, 1)
-        own = pairs[first[chunk.start] : first[chunk.stop]]  # this chunk's pairs
-        own_query = np.searchsorted(asked[chunk], own[:, 0])
+        own = range(first[chunk.start], first[chunk.stop])  # this chunk's pairs
+        row = np.searchsorted(asked[chunk], pairs[own.start : own.stop, 0])
+        answer = pairs[own.start : own.stop, 1]
         for g in range(0, len(gallery), _GALLERY):
-            scores = vectors @ gallery[g : g + _GALLERY].T  # (q, g)
-            here = (own[:, 1] >= g) & (own[:, 1] < g + _GALLERY)
-            place = torch.from_numpy(np.stack([own_query[here], own[here, 1] - g]))
-            scores[tuple(place.to(scores.device))] = -torch.inf  # right answers do not compete
-            # Not "greater or equal", which would be false for NaN.
-            counts[chunk] += (~(scores < least)).sum(dim=1).cpu()
-    ranks = np.zeros(len(queries), dtype=np.int64)
-    ranks[asked] = counts.numpy() + 1
-    return ranks
+            block = vectors @ gallery[g : g + _GALLERY].T  # (q, g)
+            here = (answer >= g) & (answer < g + _GALLERY)
+            place = torch.from_numpy(np.stack([row[here], answer[here] - g]))
+            block[tuple(place.to(block.device))] = -torch.inf  # right answers do not compete
+            for p in range(0, len(own), _QUERIES):
+                part = slice(own.start + p, min(own.start + p + _QUERIES, own.stop))
+                rows = torch.from_numpy(row[p : p + _QUERIES]).to(block.device)
+                # Not "greater or equal", which would be false for NaN.
+                lower = block[rows] < least[part, None]  # (p, g)
+                counts[part] += lower.shape[1] - lower.sum(dim=1).cpu().numpy()
+    return counts
 
 
-def _best_right_scores(queries: Tensor, gallery: Tensor, pairs: np.ndarray) -> Tensor:
-    """The highest score of a right answer, for each query that has one, in their order."""
+def _right_scores(queries: Tensor, gallery: Tensor, pairs: np.ndarray) -> np.ndarray:
+    """(P,) the score of each pair."""
     scores = np.empty(len(pairs), dtype=np.float32)
     for p in range(0, len(pairs), _GALLERY):
         rows = torch.from_numpy(np.ascontiguousarray(pairs[p : p + _GALLERY])).to(queries.device)
         products = queries[rows[:, 0]] * gallery[rows[:, 1]]
         scores[p : p + _GALLERY] = products.sum(dim=1).cpu().numpy()
-    _, first = np.unique(pairs[:, 0], return_index=True)
-    return torch.from_numpy(np.maximum.reduceat(scores, first)).to(queries.device)
+    return scores

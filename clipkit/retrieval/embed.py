@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from clipkit.atomic import create_json
@@ -29,6 +28,7 @@ from clipkit.encoder import Encoder, load
 from clipkit.errors import CheckpointError, ConfigError, DataError, Preempted
 from clipkit.inputs import MAX_IMAGE_PIXELS
 from clipkit.interrupt import Stop, stop_signals
+from clipkit.launcher import launched_device, launched_share
 from clipkit.retrieval.columns import find_columns
 from clipkit.retrieval.parts import MANIFEST, Parts, someone_at_work
 from clipkit.retrieval.plan import PLAN, Plan, choose_part_rows, read_plan, refuse_difference
@@ -95,14 +95,14 @@ def embed(
     """
     if not (images or texts):
         raise ConfigError("embed: neither images nor texts are asked for; ask for one")
-    rank, world_size = _share()
+    rank, world_size = launched_share()
     if overwrite and world_size > 1:
         raise ConfigError(
             "--overwrite: several ranks cannot each remove the store; remove the folder first"
         )
     folder = Path(os.path.realpath(Path(out).expanduser()))
     _refuse_foreign(folder, overwrite)
-    encoder = model if isinstance(model, Encoder) else load(model, device=_device())
+    encoder = model if isinstance(model, Encoder) else load(model, device=launched_device())
     source = SourceConfig(path=source) if isinstance(source, str) else source
     show = progress and rank == 0
     reader = open_wanted(source, images=images, texts=texts, progress=show)
@@ -316,29 +316,6 @@ def _tell(reader: Reader, plan: Plan) -> None:
     if plan.cosines:
         measured = ", ".join(f"{value:.5f} of {what}s" for what, value in plan.cosines.items())
         remark(f"computing in {plan.precision}; least cosine of bf16 to float32: {measured}")
-
-
-def _share() -> tuple[int, int]:
-    """Rank and world size as a launcher has set them; 0 and 1 without one.
-
-    Raises:
-        ConfigError: they make no sense.
-    """
-    told = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    try:
-        rank, world_size = map(int, told)
-    except ValueError:
-        rank, world_size = -1, -1
-    if not 0 <= rank < world_size:
-        raise ConfigError(f"RANK {told[0]} of WORLD_SIZE {told[1]}: ranks count from 0")
-    return rank, world_size
-
-
-def _device() -> str | None:
-    """Each rank of a machine has a GPU of its own, as far as there are some."""
-    if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-    return None
 
 
 def _refuse_foreign(folder: Path, overwrite: bool) -> None:

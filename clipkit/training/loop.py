@@ -21,6 +21,7 @@ from clipkit.data import MixtureReader, Reader, build_train_loader
 from clipkit.data.reader import samples_text
 from clipkit.encoder import Encoder
 from clipkit.errors import ClipkitError, NonFiniteError, Preempted, RunRefused
+from clipkit.evaluation.embedding import Job
 from clipkit.evaluation.report import write_report
 from clipkit.evaluation.retrieval import evaluate_retrieval
 from clipkit.interrupt import Stop, stop_signals
@@ -181,6 +182,14 @@ def _train(
         accelerator.scaler.load_state_dict(state.scaler)
     accelerator.init_trackers("clipkit")
     encoder = Encoder(model, config.preprocess, tokenizer, device=device)
+    job = Job(
+        encoder,
+        batch_size=config.eval.batch_size,
+        workers=config.data.workers,
+        max_image_pixels=config.data.max_image_pixels,
+        rank=rank,
+        world_size=ranks,
+    )
     log = RunLog(folder, accelerator, start_step=start, total_steps=steps)
     saver = Saver(
         folder,
@@ -231,15 +240,7 @@ def _train(
         results = {}
         for name, eval_reader in begun.eval_readers.items():
             with gathered(model):
-                results[name] = evaluate_retrieval(
-                    encoder,
-                    eval_reader,
-                    batch_size=config.eval.batch_size,
-                    workers=config.data.workers,
-                    max_image_pixels=config.data.max_image_pixels,
-                    rank=rank,
-                    world_size=ranks,
-                )
+                results[name] = evaluate_retrieval(job, eval_reader)
             log.evaluation(step, name, results[name], ema=ema)
         return results
 

@@ -17,6 +17,7 @@ from clipkit.data import open_source
 from clipkit.display.curves import Series, chart
 from clipkit.display.page import Answer, Gallery, Query, thumbnail
 from clipkit.encoder import Encoder
+from clipkit.evaluation.embedding import Job
 from clipkit.evaluation.gallery import retrieval_gallery
 from clipkit.evaluation.report import read_metrics, write_report
 from clipkit.evaluation.retrieval import embed_retrieval_set
@@ -118,7 +119,7 @@ def test_the_gallery_marks_the_right_images(tiny_encoder: Encoder, tmp_path: Pat
     reader = open_source(
         SourceConfig(path=str(noise_shard(tmp_path / "a.tar", 12))), progress=False
     )
-    collected = embed_retrieval_set(tiny_encoder, reader)
+    collected = embed_retrieval_set(Job(tiny_encoder), reader)
     assert collected is not None
     # As if the model knew the first nine, and took the others for one another.
     collected.text_embeds = collected.image_embeds[[*range(9), 10, 11, 9]]

@@ -16,6 +16,7 @@ from clipkit.config.schema import SourceConfig
 from clipkit.data import Reader, open_source
 from clipkit.encoder import Encoder
 from clipkit.errors import DataError
+from clipkit.evaluation.embedding import Job
 from clipkit.evaluation.metrics import retrieval_metrics
 from clipkit.evaluation.retrieval import embed_retrieval_set, evaluate_retrieval
 
@@ -30,7 +31,7 @@ def test_the_metrics_are_those_of_the_embeddings(tiny_encoder: Encoder, tmp_path
     texts = tiny_encoder.encode_text([reader[i].caption or "" for i in range(30)])
     expected = {**retrieval_metrics(images, texts), "num_skipped": 0, "num_truncated": 0}
     for batch_size, workers in ((7, 0), (256, 1)):
-        found = evaluate_retrieval(tiny_encoder, reader, batch_size=batch_size, workers=workers)
+        found = evaluate_retrieval(Job(tiny_encoder, batch_size, workers), reader)
         assert found == expected
 
 
@@ -40,12 +41,12 @@ def test_equal_files_are_one_image_and_equal_captions_one_text(
     files = [png_bytes(noise_image(i)) for i in range(3)]
     samples = [(files[0], "red"), (files[0], "blue"), (files[1], "red"), (files[2], "cat")]
     reader = _open(write_shard(tmp_path / "a.tar", [*samples, (files[2], " cat ")]))
-    collected = embed_retrieval_set(tiny_encoder, reader)
+    collected = embed_retrieval_set(Job(tiny_encoder), reader)
     assert collected is not None
     assert collected.captions == ["red", "blue", "cat"]
     assert collected.matches.tolist() == [[0, 0], [0, 1], [1, 0], [2, 2], [2, 2]]
     assert collected.places == [(0, 0), (0, 2), (0, 3)]
-    metrics = evaluate_retrieval(tiny_encoder, reader)
+    metrics = evaluate_retrieval(Job(tiny_encoder), reader)
     assert (metrics["num_images"], metrics["num_texts"]) == (3, 3)
 
 
@@ -56,19 +57,19 @@ def test_a_gallery_adds_images_and_counts_those_known_once(
     # Ten images, of which five are known, and no captions.
     files = [(png_bytes(noise_image(i)), None) for i in range(5, 15)]
     gallery = _open(write_shard(tmp_path / "b.tar", files), caption="none")
-    alone = evaluate_retrieval(tiny_encoder, reader)
-    among = evaluate_retrieval(tiny_encoder, reader, gallery=gallery)
+    alone = evaluate_retrieval(Job(tiny_encoder), reader)
+    among = evaluate_retrieval(Job(tiny_encoder), reader, gallery=gallery)
     assert among["num_images"] == 15
     assert among["num_texts"] == 10
     assert among["text_to_image_median_rank"] > alone["text_to_image_median_rank"]
     assert among["image_to_text_R@5"] == alone["image_to_text_R@5"]
-    assert evaluate_retrieval(tiny_encoder, reader, gallery=[gallery, reader]) == among
+    assert evaluate_retrieval(Job(tiny_encoder), reader, gallery=[gallery, reader]) == among
 
 
 def test_other_fields_can_be_the_captions(tiny_encoder: Encoder, tmp_path: Path) -> None:
     path = noise_shard(tmp_path / "a.tar", 3)
     collected = embed_retrieval_set(
-        tiny_encoder, _open(path, caption="json.words", captions="join")
+        Job(tiny_encoder), _open(path, caption="json.words", captions="join")
     )
     assert collected is not None
     assert collected.captions[1] == "green, number, 1"
@@ -77,11 +78,11 @@ def test_other_fields_can_be_the_captions(tiny_encoder: Encoder, tmp_path: Path)
 def test_what_cannot_be_used_is_left_out_and_counted(tiny_encoder: Encoder, tmp_path: Path) -> None:
     samples = [(png_bytes(noise_image(i)), f"cat {i}") for i in range(6)]
     samples[1], samples[4] = (b"", "cat 1"), (b"<svg>", "cat 4")
-    metrics = evaluate_retrieval(tiny_encoder, _open(write_shard(tmp_path / "a.tar", samples)))
+    metrics = evaluate_retrieval(Job(tiny_encoder), _open(write_shard(tmp_path / "a.tar", samples)))
     assert (metrics["num_images"], metrics["num_texts"], metrics["num_skipped"]) == (4, 4, 2)
     samples = [(b"x", "cat")] * 3
     with pytest.raises(DataError, match=r"no pair.*can be used \(the first: .*not an image"):
-        evaluate_retrieval(tiny_encoder, _open(write_shard(tmp_path / "b.tar", samples)))
+        evaluate_retrieval(Job(tiny_encoder), _open(write_shard(tmp_path / "b.tar", samples)))
 
 
 def test_captions_cut_at_the_context_length_are_counted(
@@ -89,7 +90,7 @@ def test_captions_cut_at_the_context_length_are_counted(
 ) -> None:
     samples = [(png_bytes(noise_image(i)), f"cat {i} " * (20 if i < 2 else 1)) for i in range(5)]
     reader = _open(write_shard(tmp_path / "a.tar", samples))
-    assert evaluate_retrieval(tiny_encoder, reader, batch_size=2)["num_truncated"] == 2
+    assert evaluate_retrieval(Job(tiny_encoder, 2), reader)["num_truncated"] == 2
 
 
 def _rank(rank: int, folder: Path, paths: list[Path], model: Path) -> None:
@@ -101,12 +102,9 @@ def _rank(rank: int, folder: Path, paths: list[Path], model: Path) -> None:
         try:
             results.append(
                 evaluate_retrieval(
-                    encoder,
+                    Job(encoder, 4, rank=rank, world_size=2),
                     _open(path),
                     gallery=_open(paths[0], caption="none"),
-                    batch_size=4,
-                    rank=rank,
-                    world_size=2,
                 )
             )
         except DataError as error:
@@ -127,7 +125,7 @@ def test_two_ranks_equal_one_process_also_with_uneven_and_empty_shares(
     gallery = _open(paths[0], caption="none")
     expected = []
     for path in paths[:-1]:
-        expected.append(evaluate_retrieval(tiny_encoder, _open(path), gallery=gallery))
+        expected.append(evaluate_retrieval(Job(tiny_encoder), _open(path), gallery=gallery))
     mp.spawn(_rank, args=(tmp_path, paths, tiny_folder), nprocs=2)
     for rank in range(2):
         *results, error = pickle.loads((tmp_path / f"rank-{rank}").read_bytes())

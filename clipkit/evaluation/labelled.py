@@ -1,0 +1,194 @@
+"""A source whose samples have classes → its reader, the classes in words, each sample's numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from clipkit.config.schema import LabelSource, SourceConfig
+from clipkit.data import SampleError, open_source
+from clipkit.data.folder import FolderReader
+from clipkit.data.reader import read_class_names
+from clipkit.display.console import shorten
+from clipkit.errors import ConfigError, DataError
+from clipkit.evaluation.embedding import EmbeddedSource
+from clipkit.evaluation.labels import names_of
+from clipkit.types import Pair
+
+
+class LabelledData:
+    """An open source of labelled images.
+
+    A label of the data is a class by its number, by its name, or by its key where ``class_names``
+    has keys. Folders of images are by their names, or, where these are none of the classes, by
+    their order.
+
+    Args:
+        source: the images.
+        label: the member, column or JSON field with the classes; none: the usual ones.
+        class_names: see ``ZeroShotOptions``.
+        several: whether a sample may have several classes; none: whether one has.
+        progress: whether to show a bar while files are indexed.
+
+    Attributes:
+        reader: its captions are the labels as the data have them.
+        classes: C labels with their names in words.
+        several: as it was given.
+
+    Raises:
+        ConfigError: the class names are none, or do not fit the data.
+        DataError: there are no data, or no labels.
+    """
+
+    def __init__(
+        self,
+        source: SourceConfig,
+        label: str | None = None,
+        class_names: Any = None,
+        several: bool | None = None,
+        *,
+        progress: bool = False,
+    ) -> None:
+        self.several = several
+        given = _given_classes(class_names)
+        fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(SourceConfig)}
+        fields |= {"caption": label or source.caption, "captions": "random"}
+        own = LabelSource(**fields, numbers=given is not None)
+        own.class_names = None
+        self.reader = open_source(own, progress=progress)
+        self._by_folder = isinstance(self.reader, FolderReader)
+        there = list(dict.fromkeys(self._labels_there()))
+        if given is None:
+            words = {each: each.replace("_", " ").strip() for each in sorted(there)}
+            given = names_of({each: [name] for each, name in words.items()}) if words else {}
+        self.classes: dict[str, list[str]] = given
+        if len(self.classes) < 2:
+            raise DataError(
+                f"{source.path}: {len(self.classes)} class{'es' * (len(self.classes) != 1)}; "
+                "classification needs two at least"
+            )
+        self._numbers = self._number(there)
+        for each in there:
+            self._class_of(each, source.path)
+
+    def targets(self, embedded: EmbeddedSource) -> list[list[int]]:
+        """The classes of each embedded sample, as numbers.
+
+        Raises:
+            ConfigError: a label that is no class.
+            DataError: not one sample can be used.
+        """
+        if not embedded.keys:
+            first = embedded.skipped[0] if embedded.skipped else None
+            reason = f" (the first: {first.origin}: {first.reason})" if first else ""
+            raise DataError(f"{self.reader.source.path}: no sample can be used{reason}")
+        return [
+            sorted({self._class_of(label, self.reader.locate(int(row))) for label in labels})
+            for row, labels in zip(embedded.rows, embedded.told, strict=True)
+        ]
+
+    def has_several(self, targets: Sequence[Sequence[int]]) -> bool:
+        """Whether these are of samples with several classes each."""
+        return any(len(each) > 1 for each in targets) if self.several is None else self.several
+
+    def empty_note(self, targets: Sequence[Sequence[int]]) -> list[str]:
+        """What there is to say of classes without a sample."""
+        used = np.zeros(len(self.classes), dtype=bool)
+        for each in targets:
+            used[each] = True
+        empty = [label for label, there in zip(self.classes, used, strict=True) if not there]
+        if not empty:
+            return []
+        which = shorten(", ".join(empty), 60)
+        return [
+            f"{len(empty):,} of {len(self.classes):,} classes have no image and are left out of "
+            f"means over classes: {which}"
+        ]
+
+    def _labels_there(self) -> list[str]:
+        """The first label of each sample, without reading images; of remote ones, none."""
+        if self.reader.access.remote and not self._by_folder:
+            return []
+        return [label for each in self.reader.captions() if (label := each.strip())]
+
+    def _number(self, there: Sequence[str]) -> dict[str, int]:
+        """The class of each label as it may stand in the data."""
+        names = {_plain(label): c for c, label in enumerate(self.classes)}
+        for c, each in enumerate(self.classes.values()):
+            for name in each:
+                names.setdefault(_plain(name), c)
+        exact = {label: c for c, label in enumerate(self.classes)}
+        numbers = {str(c): c for c in range(len(self.classes))}
+        if not self._by_folder:
+            return {**names, **exact, **numbers}
+        folders = sorted(there)
+        if not all(label in exact or _plain(label) in names for label in folders):
+            if len(folders) != len(self.classes):
+                raise ConfigError(
+                    f"class_names: there are {len(self.classes)}, and {len(folders)} folders with "
+                    f"images in {self.reader.source.path}, of which {self._odd(folders, names)!r} "
+                    "is none of them"
+                )
+            return {label: c for c, label in enumerate(folders)}
+        return {**names, **exact}
+
+    def _odd(self, folders: Sequence[str], names: Mapping[str, int]) -> str:
+        return next(each for each in folders if _plain(each) not in names)
+
+    def _class_of(self, label: str, where: str) -> int:
+        number = self._numbers.get(label, self._numbers.get(_plain(label)))
+        if number is None:
+            count = len(self.classes)
+            rule = f"0 to {count - 1}" if label.isdigit() else shorten(", ".join(self.classes), 60)
+            raise ConfigError(
+                f"class_names: {where} has the class {shorten(label, 60)}, and there are {count} "
+                f"classes ({rule})"
+            )
+        return number
+
+
+def ask_labels(several: bool | None) -> Callable[[Pair], list[str]]:
+    """What is asked of each sample: its labels."""
+    return partial(_labels_of, may_be_none=bool(several))
+
+
+def _labels_of(pair: Pair, *, may_be_none: bool) -> list[str]:
+    labels = [text for each in (pair.caption, *pair.others) if each and (text := each.strip())]
+    if not labels and not may_be_none:
+        raise SampleError("no label")
+    return labels
+
+
+def _given_classes(given: Any) -> dict[str, list[str]] | None:
+    """``class_names`` as it stands in a suite → label → names; None where there are none."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        lines = read_class_names(SourceConfig(class_names=given)) or []
+        given = [line.strip() for line in lines if line.strip()]
+    if isinstance(given, Mapping):
+        given = {_text(key): _names(value) for key, value in given.items()}
+    elif isinstance(given, Sequence):
+        given = [_text(each) for each in given]
+    try:
+        return names_of(given)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("labels:", "class_names:", 1)) from None
+
+
+def _names(value: Any) -> list[str]:
+    return [_text(each) for each in value] if isinstance(value, list) else [_text(value)]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or value is None or isinstance(value, list | dict):
+        raise ConfigError(f"class_names: {value!r} is no text; put it in quotes")
+    return str(value)
+
+
+def _plain(label: str) -> str:
+    return label.replace("_", " ").strip().casefold()

@@ -1,0 +1,119 @@
+"""A suite + a model → the result of each task, by all ranks together; and what is written."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipkit._version import __version__
+from clipkit.encoder import Encoder
+from clipkit.evaluation.embedding import Job
+from clipkit.evaluation.results import TABLE, TaskResult, write_results
+from clipkit.evaluation.suite import Suite
+
+
+def run_suite(suite: Suite, job: Job) -> Iterator[TaskResult | None]:
+    """The result of each task, in the order of the suite; None on ranks but 0. Its data are open;
+    all ranks must call it and go to the end.
+
+    Raises:
+        ClipkitError: a task cannot be run; the same on all ranks, said by rank 0.
+    """
+    for task in suite.tasks:
+        with suite.naming(task):
+            yield task.run(job)
+
+
+def headline(suite: Suite, result: TaskResult) -> str:
+    """The metrics of a task in one line."""
+    task = next(each for each in suite.tasks if each.name == result.name)
+    shown = [name for name in task.headline if name in result.metrics]
+    told = "  ".join(f"{name} {result.metrics[name]:.3f}" for name in shown)
+    return f"{result.name}: {told}"
+
+
+def run_folder(encoder: Encoder) -> Path:
+    """The run that a model is of, or the model's own folder."""
+    folder = encoder.folder
+    return folder.parent if folder.name == "model" else folder
+
+
+def save_results(
+    folder: Path | None,
+    home: Path,
+    suite: Suite,
+    results: Sequence[TaskResult],
+    *,
+    encoder: Encoder,
+    command: str,
+    ranks: int,
+    weights: Path,
+) -> Path:
+    """Writes what a suite has measured.
+
+    Args:
+        folder: where; none: ``eval/SUITE`` below ``home``.
+        home: the run's or the model's folder.
+        suite: which.
+        results: of all its tasks.
+        encoder: the model.
+        command: that did it.
+        ranks: that did it.
+        weights: the folder with the weights' files.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    out = folder or home / "eval" / suite.name
+    about = {
+        "model": {
+            "path": str(weights),
+            "sha256": weights_sha256(weights),
+            "parameters": sum(p.numel() for p in encoder.model.parameters()),
+        },
+        "suite": {"path": suite.path, "sha256": suite.sha256},
+        "command": command,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+        "device": str(encoder.device),
+        "precision": str(_dtype(encoder)).removeprefix("torch."),
+        "ranks": ranks,
+    }
+    write_results(out, results, about, table=(folder or home / "eval") / TABLE)
+    return out
+
+
+def weights_sha256(folder: Path) -> str:
+    """Of a model's weights; of several files, of them all by name."""
+    files = sorted(p for end in ("*.safetensors", "*.bin", "*.pt") for p in folder.glob(end))
+    whole = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            one = hashlib.file_digest(file, "sha256")
+        if len(files) == 1:
+            return one.hexdigest()
+        whole.update(f"{path.name} {one.hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def _dtype(encoder: Encoder) -> Any:
+    return encoder.model.compute_dtype or next(encoder.model.parameters()).dtype
+
+
+def _versions() -> dict[str, str]:
+    import torch
+    import transformers
+
+    return {
+        "clipkit": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

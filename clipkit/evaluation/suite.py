@@ -1,0 +1,106 @@
+"""A suite in YAML → its tasks, typed: what is wrong is said with file, task and key."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipkit.config.load import options_from_dict, read_yaml
+from clipkit.errors import ClipkitError, ConfigError, Preempted
+from clipkit.evaluation.tasks import KINDS
+from clipkit.evaluation.tasks.task import Task
+
+
+@dataclass
+class Suite:
+    """Tasks to measure a model by.
+
+    Attributes:
+        path: the YAML.
+        sha256: of its bytes.
+        tasks: in its order, with unique names.
+    """
+
+    path: str
+    sha256: str
+    tasks: list[Task]
+
+    @property
+    def name(self) -> str:
+        """The stem of the file."""
+        return Path(self.path).stem
+
+    @contextmanager
+    def naming(self, task: Task) -> Iterator[None]:
+        """Puts file and task before what a task finds wrong."""
+        with _naming(f"{self.path}, task {task.name}"):
+            yield
+
+    def open(self, *, progress: bool = False) -> None:
+        """Opens the data of all tasks, and checks all that can be checked without a model.
+
+        Raises:
+            ClipkitError: a task cannot be run; file, task and key are named.
+        """
+        for task in self.tasks:
+            with self.naming(task):
+                task.open(progress=progress)
+
+
+def load_suite(path: str | Path) -> Suite:
+    """Reads a suite; its data are not opened yet.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, a key, a kind or a set does not exist (the
+            nearest is named), or a value is of the wrong type.
+    """
+    tree = read_yaml(Path(path), what="suite")
+    for key in tree:
+        if key != "tasks":
+            raise ConfigError(f"{path}: {key}: no such key; a suite has tasks alone")
+    named = tree.get("tasks")
+    if not isinstance(named, dict) or not named:
+        raise ConfigError(
+            f"{path}: tasks: there are none; name at least one, e.g. tasks: {{flickr: {{kind: "
+            "retrieval, data: flickr/*.tar}}"
+        )
+    tasks = []
+    for name, keys in named.items():
+        with _naming(f"{path}, task {name}"):
+            tasks.append(build_task(str(name), keys))
+    return Suite(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest(), tasks)
+
+
+def build_task(name: str, keys: Any) -> Task:
+    """A task of its keys in a suite.
+
+    Raises:
+        ConfigError: they do not make one.
+    """
+    if not isinstance(keys, dict):
+        raise ConfigError(f"a mapping of keys is wanted, got {keys!r}")
+    options = dict(keys)
+    kind = options.pop("kind", None)
+    if kind not in KINDS:
+        near = difflib.get_close_matches(str(kind), KINDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(KINDS)}"
+        raise ConfigError(f"kind: {'none is given' if kind is None else kind}; {hint}")
+    typed: Any = options_from_dict(KINDS[kind].Options, options)
+    return KINDS[kind](name, typed)
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    try:
+        yield
+    except Preempted:
+        raise
+    except ClipkitError as error:
+        named = type(error)(f"{where}: {error}")
+        named.said = error.said
+        raise named from error

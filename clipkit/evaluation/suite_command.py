@@ -1,0 +1,105 @@
+"""``clipkit eval MODEL --suite FILE``: on one process or under a launcher."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+from clipkit.display.console import default_workers, format_table, remark
+from clipkit.encoder import load
+from clipkit.errors import ConfigError
+from clipkit.evaluation.embedding import Job
+from clipkit.evaluation.results import TaskResult
+from clipkit.evaluation.run_suite import run_folder, run_suite, save_results
+from clipkit.evaluation.shares import at_rank_zero, rank_zero_first
+from clipkit.evaluation.suite import load_suite
+from clipkit.launcher import launched_device, launched_share
+
+_WAIT = timedelta(hours=12)  # for a rank that embeds its share, or for what rank 0 computes
+
+
+def run_suite_command(args: argparse.Namespace) -> int:
+    """Measures a model by all tasks of a suite, prints a table, writes the results."""
+    for option, given in (
+        ("--caption", args.caption),
+        ("--gallery", args.gallery),
+        ("--json", args.json),
+        ("--html", args.html),
+    ):
+        if given:
+            raise ConfigError(
+                f"{option}: it goes with a source; with --suite, tasks have keys of their own and "
+                "results are written to --out"
+            )
+    rank, ranks = launched_share()
+    with _together(ranks):
+        suite = rank_zero_first(lambda: load_suite(args.suite), ranks)
+        rank_zero_first(lambda: suite.open(progress=rank == 0), ranks)
+        encoder = rank_zero_first(lambda: load(args.model, device=launched_device()), ranks)
+        job = Job(
+            encoder,
+            batch_size=args.batch_size,
+            workers=default_workers() if args.workers is None else args.workers,
+            rank=rank,
+            world_size=ranks,
+            progress=True,
+        )
+        results = []
+        for result in run_suite(suite, job):
+            if result is not None:
+                results.append(result)
+                _say_notes(result)
+
+        def save() -> None:
+            folder = save_results(
+                None if args.out is None else Path(args.out),
+                run_folder(encoder),
+                suite,
+                results,
+                encoder=encoder,
+                command=shlex.join(["clipkit", *sys.argv[1:]]),
+                ranks=ranks,
+                weights=encoder.folder,
+            )
+            print(_table(results))
+            remark(f"the results are in {folder}")
+
+        at_rank_zero(save, ranks)
+    return 0
+
+
+@contextlib.contextmanager
+def _together(ranks: int) -> Iterator[None]:
+    """Ranks that a launcher has started find one another."""
+    if ranks == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", timeout=_WAIT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _say_notes(result: TaskResult) -> None:
+    for note in result.data["notes"]:
+        remark(f"{result.name}: {note}")
+    for reason, number in result.data["skipped"].items():
+        remark(f"{result.name}: left out {number:,} × {reason}")
+
+
+def _table(results: list[TaskResult]) -> str:
+    """A line a metric."""
+    rows = []
+    for each in results:
+        for number, (metric, value) in enumerate(each.metrics.items()):
+            shown = f"{value:,.0f}" if metric.startswith("num_") else f"{value:.4g}"
+            rows.append(["" if number else each.name, "" if number else each.kind, metric, shown])
+    return format_table(["task", "kind", "metric", "value"], rows, right=[3])

@@ -1,0 +1,101 @@
+"""Images found by their captions, and captions by their images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from clipkit.config.schema import SourceConfig
+from clipkit.data import Reader, open_source
+from clipkit.evaluation.embedding import Job
+from clipkit.evaluation.metrics import DIRECTIONS, metrics_of
+from clipkit.evaluation.results import TaskResult
+from clipkit.evaluation.retrieval import RetrievalSet, embed_retrieval_set, rank_set
+from clipkit.evaluation.shares import at_rank_zero
+from clipkit.evaluation.tasks.task import Task, describe_data, unique_keys
+
+KS = (1, 5, 10)
+
+
+@dataclass
+class RetrievalOptions:
+    """The keys of a retrieval task."""
+
+    # Image-caption pairs. All captions of an image are its right answers, unless ``captions``
+    # of the source is first or join.
+    data: SourceConfig = field(default_factory=SourceConfig)
+    # More images that the right ones must be told apart from; they need no captions.
+    gallery: list[SourceConfig] = field(default_factory=list)
+    lines: bool = False  # each line of a caption is a caption
+
+
+class RetrievalTask(Task):
+    """Recall at 1, 5 and 10, median rank and mAP in both directions.
+
+    Images with the same file are one image, and equal captions one text.
+    """
+
+    kind = "retrieval"
+    Options = RetrievalOptions
+    headline = ("text_to_image_R@1", "text_to_image_R@5", "image_to_text_R@1", "image_to_text_R@5")
+    options: RetrievalOptions
+
+    def open(self, *, progress: bool = False) -> None:
+        self.reader = open_source(self.options.data, progress=progress)
+        self.galleries: list[Reader] = []
+        for source in self.options.gallery:
+            source.caption = source.caption or "none"
+            self.galleries.append(open_source(source, progress=progress))
+
+    def run(self, job: Job) -> TaskResult | None:
+        collected = embed_retrieval_set(
+            job, self.reader, gallery=self.galleries, every_caption=True, lines=self.options.lines
+        )
+
+        def measure() -> TaskResult:
+            assert collected is not None
+            return self._measure(job, collected)
+
+        return at_rank_zero(measure, job.world_size)
+
+    def _measure(self, job: Job, collected: RetrievalSet) -> TaskResult:
+        rankings = rank_set(collected, device=job.encoder.device)
+        notes = []
+        if collected.num_truncated:
+            notes.append(
+                f"{collected.num_truncated:,} of {len(collected.captions):,} captions are longer "
+                f"than {job.encoder.preprocess.context_length} tokens and were cut"
+            )
+        columns: dict[str, Any] = {"key": [], "direction": [], "rank": []}
+        names = [f"{way}_{each}" for way in DIRECTIONS for each in (*_recalls(), "mAP")]
+        columns |= {name: [] for name in names}
+        keys = (collected.captions, unique_keys(collected.keys))
+        for way, named, (ranks, precision) in zip(DIRECTIONS, keys, rankings, strict=True):
+            asked = np.flatnonzero(ranks)
+            own: dict[str, np.ndarray] = {f"{way}_mAP": precision[asked]}
+            for k in KS:
+                own[f"{way}_R@{k}"] = (ranks[asked] <= k).astype(np.float64)
+            columns["key"] += [named[i] for i in asked]
+            columns["direction"] += [way] * len(asked)
+            columns["rank"].append(ranks[asked])
+            for name in names:
+                columns[name].append(own.get(name, np.full(len(asked), np.nan)))
+        for name in ("rank", *names):
+            columns[name] = np.concatenate(columns[name])
+        texts: list[list[str]] = [[] for _ in collected.keys]
+        for image, text in collected.matches.tolist():
+            texts[image].append(collected.captions[text])
+        data = describe_data(
+            [self.reader, *self.galleries],
+            samples=len(collected.keys),
+            skipped=collected.skipped,
+            parts=([key, *each] for key, each in zip(collected.keys, texts, strict=True)),
+            notes=notes,
+        )
+        return TaskResult(self.name, self.kind, metrics_of(rankings, ks=KS), columns, data)
+
+
+def _recalls() -> list[str]:
+    return [f"R@{k}" for k in KS]

@@ -1,0 +1,107 @@
+"""Images sorted into classes that are named in words, with no training."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from clipkit.config.schema import SourceConfig
+from clipkit.evaluation.classification import (
+    average_precisions,
+    class_ranks,
+    mean_per_class_recall,
+    predicted_classes,
+)
+from clipkit.evaluation.embedding import EmbeddedSource, Job, embed_source
+from clipkit.evaluation.labelled import LabelledData, ask_labels
+from clipkit.evaluation.prompts import resolve_templates
+from clipkit.evaluation.results import TaskResult
+from clipkit.evaluation.shares import at_rank_zero
+from clipkit.evaluation.tasks.task import Task, describe_data, unique_keys
+from clipkit.evaluation.zero_shot import ZeroShotClassifier
+
+
+@dataclass
+class ZeroShotOptions:
+    """The keys of a zero-shot task."""
+
+    data: SourceConfig = field(default_factory=SourceConfig)
+    # Where an image's class is: a member (cls), a column, or json.FIELD; none: the usual ones, in
+    # a folder of images the folders' names. Several classes an image stand in a list.
+    label: str | None = None
+    # The classes in words: a list, or a file with a name a line, for classes 0, 1 …; or from each
+    # label in the data to its name or names. None: what the data call them.
+    class_names: Any = None
+    templates: Any = None  # a named set, one text or a list, with {} for the class; none: the name
+    # Whether an image may be of several classes; none: whether one is.
+    several: bool | None = None
+
+
+class ZeroShotTask(Task):
+    """Top-1 and top-5 accuracy and mean recall a class; where an image may be of several classes,
+    mean average precision."""
+
+    kind = "zero_shot"
+    Options = ZeroShotOptions
+    headline = ("top1", "top5", "mean_per_class_recall", "mAP")
+    options: ZeroShotOptions
+
+    def open(self, *, progress: bool = False) -> None:
+        options = self.options
+        self.templates = resolve_templates(options.templates)
+        self.data = LabelledData(
+            options.data, options.label, options.class_names, options.several, progress=progress
+        )
+
+    def run(self, job: Job) -> TaskResult | None:
+        embedded = embed_source(job, self.data.reader, ask_labels(self.data.several))
+
+        def measure() -> TaskResult:
+            assert embedded is not None
+            return self._measure(job, embedded)
+
+        return at_rank_zero(measure, job.world_size)
+
+    def _measure(self, job: Job, embedded: EmbeddedSource) -> TaskResult:
+        found = self.data.targets(embedded)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            classifier = ZeroShotClassifier(job.encoder, self.data.classes, self.templates)
+        notes = [str(each.message) for each in said if each.category is UserWarning]
+        notes += self.data.empty_note(found)
+        names = classifier.labels
+        scores = embedded.embeds @ classifier.class_embeds.T  # (N, C)
+        metrics: dict[str, float] = {}
+        columns: dict[str, Any] = {"key": unique_keys(embedded.keys)}
+        if self.data.has_several(found):
+            positives = np.zeros(scores.shape, dtype=bool)
+            for row, each in enumerate(found):
+                positives[row, each] = True
+            metrics["mAP"] = float(np.nanmean(average_precisions(scores, positives)))
+            columns["label"] = [", ".join(names[c] for c in each) for each in found]
+            columns["predicted"] = [names[c] for c in predicted_classes(scores)]
+        else:
+            targets = np.array([each[0] for each in found])
+            ranks = class_ranks(scores, targets)
+            right = (ranks == 1).astype(np.float64)
+            metrics["top1"] = float(right.mean())
+            columns["label"] = [names[c] for c in targets]
+            columns["predicted"] = [names[c] for c in predicted_classes(scores, targets)]
+            columns["top1"] = right
+            if len(names) > 5:
+                columns["top5"] = (ranks <= 5).astype(np.float64)
+                metrics["top5"] = float(columns["top5"].mean())
+            metrics["mean_per_class_recall"] = mean_per_class_recall(right, targets)
+        data = describe_data(
+            [self.data.reader],
+            samples=len(embedded.keys),
+            skipped=embedded.skipped,
+            parts=(
+                [k, *(names[c] for c in each)] for k, each in zip(embedded.keys, found, strict=True)
+            ),
+            notes=notes,
+        )
+        return TaskResult(self.name, self.kind, metrics, columns, data)
