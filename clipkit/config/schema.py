@@ -285,11 +285,13 @@ class TrainConfig:
 
 @dataclass
 class EvalConfig:
-    """Retrieval on ``data.evaluate`` while training."""
+    """Retrieval on ``data.evaluate``, and a suite of tasks, while training."""
 
     every: int = 0  # steps; 0: only at the end
     batch_size: int = 256  # images or texts at a time on a rank
     splits: list[str] | None = None  # names in data.evaluate; none: all
+    # A YAML of tasks, see docs/evaluation.md; what they give at the end is in OUTPUT/eval.
+    suite: str | None = None
 
 
 @dataclass

@@ -21,9 +21,7 @@ from clipkit.data import MixtureReader, Reader, build_train_loader
 from clipkit.data.reader import samples_text
 from clipkit.encoder import Encoder
 from clipkit.errors import ClipkitError, NonFiniteError, Preempted, RunRefused
-from clipkit.evaluation.embedding import Job
 from clipkit.evaluation.report import write_report
-from clipkit.evaluation.retrieval import evaluate_retrieval
 from clipkit.interrupt import Stop, stop_signals
 from clipkit.lock import Claim, Held, owner_of
 from clipkit.losses import in_batch_accuracy
@@ -31,14 +29,14 @@ from clipkit.models import DualEncoder
 from clipkit.training.build import wrap_model
 from clipkit.training.card import model_card
 from clipkit.training.ceiling import find_ceiling
-from clipkit.training.distributed import Ranks, clip_gradients, gathered, is_finite
+from clipkit.training.distributed import Ranks, clip_gradients, is_finite
 from clipkit.training.ema import WeightAverage
+from clipkit.training.evaluating import Evaluation, stopped_by
 from clipkit.training.failpoint import failpoint
 from clipkit.training.faults import (
     dump_samples,
     main_first,
     raise_first,
-    raise_if_asked,
     rank_lost,
 )
 from clipkit.training.meter import Meter
@@ -182,15 +180,8 @@ def _train(
         accelerator.scaler.load_state_dict(state.scaler)
     accelerator.init_trackers("clipkit")
     encoder = Encoder(model, config.preprocess, tokenizer, device=device)
-    job = Job(
-        encoder,
-        batch_size=config.eval.batch_size,
-        workers=config.data.workers,
-        max_image_pixels=config.data.max_image_pixels,
-        rank=rank,
-        world_size=ranks,
-    )
     log = RunLog(folder, accelerator, start_step=start, total_steps=steps)
+    evaluation = Evaluation(begun, model, encoder, average, log, stop)
     saver = Saver(
         folder,
         model,
@@ -236,27 +227,11 @@ def _train(
             f"{'go on' if saver.step else 'begin again'}"
         )
 
-    def measure(step: int, *, ema: bool = False) -> dict[str, dict[str, float]]:
-        results = {}
-        for name, eval_reader in begun.eval_readers.items():
-            with gathered(model):
-                results[name] = evaluate_retrieval(job, eval_reader)
-            log.evaluation(step, name, results[name], ema=ema)
-        return results
-
     def evaluate(step: int) -> dict[str, dict[str, float]]:
-        """What is told of the weights, or of their average where there is one."""
-        asked = model.register_forward_pre_hook(lambda *_: raise_if_asked(stop))
         try:
-            results = measure(step)
-            if average is not None:
-                with average.in_place_of_weights():
-                    results = measure(step, ema=True)
+            return evaluation.measure(step)
         except Preempted as error:  # raised on all ranks, whichever was asked
-            leave(step, int(str(error)))
-        finally:
-            asked.remove()
-        return results
+            leave(step, stopped_by(error))
 
     if accelerator.is_main_process:
         for line in [*state.damaged, *changed, *left_out(reader), *reader.damage]:
@@ -400,6 +375,7 @@ def _train(
     final = folder / "model"
     with average.in_place_of_weights() if average else contextlib.nullcontext():
         saver.save_model(final, model_card(config, samples_text(reader), steps, results))
+    evaluation.save(folder, final)
     if accelerator.is_main_process:
         write_report(folder)
         write_status(folder, "done", 0, step=steps, total_steps=steps, metrics=results)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from clipkit.config import Config
 from clipkit.data import Reader
 from clipkit.errors import ConfigError
+from clipkit.evaluation.suite import Suite, load_suite
 from clipkit.models import DualEncoder
 from clipkit.training.build import build_accelerator, build_training_model
 from clipkit.training.faults import main_first
@@ -36,6 +37,7 @@ class Start:
         reader: of the training samples.
         eval_readers: of the splits to evaluate on, by name.
         steps: of the whole run.
+        suite: of ``eval.suite``, its data opened; None where there is none.
     """
 
     config: Config
@@ -44,6 +46,7 @@ class Start:
     reader: Reader
     eval_readers: dict[str, Reader]
     steps: int
+    suite: Suite | None = None
 
     def build(
         self, folder: Path, *, keep: bool = True, device: torch.device | None = None
@@ -96,7 +99,16 @@ def begin(config: Config, *, planned: bool = False, **options: Any) -> Start:
             f"{2 ** int(math.log2(len(reader)))} or less"
         )
     steps = total_steps(config, len(reader))
-    return Start(config, accelerator, parts, reader, eval_readers, steps)
+    suite = main_first(accelerator, lambda: _open_suite(config, accelerator.is_main_process))
+    return Start(config, accelerator, parts, reader, eval_readers, steps, suite)
+
+
+def _open_suite(config: Config, progress: bool) -> Suite | None:
+    if config.eval.suite is None:
+        return None
+    suite = load_suite(config.eval.suite)
+    suite.open(progress=progress)
+    return suite
 
 
 def _check_offload(config: Config, device: torch.device, ranks: int) -> None:

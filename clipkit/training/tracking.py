@@ -21,6 +21,7 @@ from clipkit.atomic import write_json, write_text
 from clipkit.display.console import bar_size
 from clipkit.errors import ConfigError
 from clipkit.evaluation.report import read_metrics, split_name
+from clipkit.evaluation.results import TaskResult
 from clipkit.training.ceiling import Ceiling
 
 WIDTH = 100  # columns that no line is wider than, but for a path that is
@@ -156,6 +157,21 @@ class RunLog:
         )
         self.say(f"step {step}  {split_name(about)}: {recalls}")
 
+    def task(
+        self, step: int, suite: str, result: TaskResult, line: str, *, ema: bool = False
+    ) -> None:
+        """One record of a suite's task, of the weights or of their average; ``line`` is said."""
+        about = {
+            "step": step,
+            "suite": suite,
+            "task": result.name,
+            **({"ema": True} if ema else {}),
+        }
+        self._write({"kind": "task", **about, **result.metrics})
+        self.say(f"step {step}  {suite}{' (EMA)' if ema else ''}: {line}")
+        for note in result.data["notes"]:
+            self.say(f"{suite}, {result.name}: {note}")
+
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
@@ -168,6 +184,8 @@ class RunLog:
             self.file.write(json.dumps(record) + "\n")
             self.file.flush()
         prefix = split_name(record) if "split" in record else "train"
+        if "task" in record:
+            prefix = f"{record['suite']}/{record['task']}{' (EMA)' if record.get('ema') else ''}"
         numbers = {
             f"{prefix}/{key}": value
             for key, value in record.items()
