@@ -1,4 +1,5 @@
-"""(scores of images by class, the right classes) → accuracy, recall a class, average precision.
+"""(scores of images by class, the right classes) → accuracy, recall a class, average precision,
+confusion.
 
 Ties count against the model, as in retrieval: an image's rank is 1 + the number of wrong classes
 that score as high as its right one, or higher. Classes without an image are left out of means.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_TIE = 1e-6  # see retrieval; of cosines
+TIE = 1e-6  # of cosines: equal ones differ by some 1e-7 of rounding
 
 
 def class_ranks(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -19,8 +20,9 @@ def class_ranks(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
         targets: (N,) int64, the right class.
     """
     right = np.take_along_axis(scores, targets[:, None], axis=1)  # (N, 1)
-    lower = scores < right - _TIE  # false for NaN, which so counts against the model
+    lower = scores < right - TIE  # false for NaN, which so counts against the model
     ranks: np.ndarray = scores.shape[1] - lower.sum(axis=1)
+    # A right class that is lower than itself there is not: it is among those counted.
     return ranks
 
 
@@ -67,7 +69,14 @@ def average_precisions(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
         column, is_right = scores[:, c], positives[:, c]
         right = -np.sort(-np.nan_to_num(column[is_right], nan=-np.inf))
         wrong = np.sort(np.nan_to_num(column[~is_right], nan=np.inf))
-        above = len(wrong) - np.searchsorted(wrong, right - _TIE, side="left")
+        above = len(wrong) - np.searchsorted(wrong, right - TIE, side="left")
         place = np.arange(1, len(right) + 1)
         precisions[c] = (place / (place + above)).mean()
     return precisions
+
+
+def confusion_counts(targets: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """(C, C) int64: how many images of class i were taken for class j."""
+    cells = np.asarray(targets, np.int64) * num_classes + np.asarray(predicted, np.int64)
+    counts = np.bincount(cells, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
