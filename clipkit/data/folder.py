@@ -50,14 +50,19 @@ class FolderReader:
         self._others: dict[str, list[str]] = {}  # further captions
         self._from_folders = False
         self._class_names: dict[str, str] = {}  # a folder's, where it is not its own
+        by_folder = isinstance(source, LabelSource) and source.caption is None
         if source.caption != reader.NONE:
-            by_folder = isinstance(source, LabelSource) and source.caption is None
             if not by_folder:
                 self._texts = {n: text for n in images if (text := beside(n)) in there}
             if not self._texts and not by_folder:
                 self._metadata = self._read_metadata(names)
             if not self._texts and not self._metadata:
                 if not all("/" in name for name in images):
+                    if by_folder:
+                        raise DataError(
+                            f"{source.path}: {len(images)} images and no classes; looked for a "
+                            "folder for each class. Name the column or field of the classes"
+                        )
                     raise DataError(
                         f"{source.path}: {len(images)} images and no captions; looked for "
                         "NAME.txt beside NAME.jpg, metadata.csv or metadata.jsonl, and a folder "

@@ -17,6 +17,7 @@ How samples are counted (``count`` of the source; ``auto`` is ``index`` for loca
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import threading
@@ -51,7 +52,7 @@ from clipkit.types import Pair
 
 _KIND = "tar 2"
 _KEPT_ROWS = 4_000_000  # of shard indexes in memory, some 60 bytes each
-_CLASS = "cls"
+_CLASS, _ARRAY = "cls", "npy"
 _NAME = re.compile(rb"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # key, extension
 
 
@@ -402,7 +403,12 @@ class TarReader:
                 values.append(reader.field_of(fields, wanted.field))
                 continue
             raw = self._member(path, places, i, reader.MAX_CAPTION_BYTES)
-            values.append(self._of_class(raw) if wanted.extensions == (_CLASS,) else raw)
+            if wanted.extensions == (_CLASS,):
+                values.append(self._of_class(raw))
+            elif wanted.extensions == (_ARRAY,) and isinstance(self.source, LabelSource):
+                values.append(_of_array(raw))
+            else:
+                values.append(raw)
         return reader.caption_texts(values, self.source)
 
     def _of_class(self, raw: bytes | None) -> list[str]:
@@ -477,6 +483,15 @@ def _index_tar(path: str, stat: files.FileStat, advance: Advance) -> Arrays:
         "size": table[:, 3],
         "checksum": table[:, 4],
     }
+
+
+def _of_array(raw: bytes | None) -> list[str]:
+    """The numbers of the classes that a NumPy array has a 1 for."""
+    try:
+        array = np.load(io.BytesIO(raw or b""), allow_pickle=False)
+    except (ValueError, OSError, EOFError):
+        raise SampleError("label that is no array") from None
+    return [str(number) for number in np.flatnonzero(array)]
 
 
 def _read_json(path: str) -> dict[str, Any]:

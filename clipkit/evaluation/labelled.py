@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -95,19 +96,25 @@ class LabelledData:
         """Whether these are of samples with several classes each."""
         return any(len(each) > 1 for each in targets) if self.several is None else self.several
 
-    def empty_note(self, targets: Sequence[Sequence[int]]) -> list[str]:
-        """What there is to say of classes without a sample."""
+    def notes(self, targets: Sequence[Sequence[int]]) -> list[str]:
+        """What there is to say of classes without a sample, and of those with one name."""
         used = np.zeros(len(self.classes), dtype=bool)
         for each in targets:
             used[each] = True
+        said = []
+        names = Counter(tuple(each) for each in self.classes.values())
+        if twice := [label for label, each in self.classes.items() if names[tuple(each)] > 1]:
+            said.append(
+                f"{len(twice):,} of {len(self.classes):,} classes have the name of another, so "
+                f"that none of their images is right: {shorten(', '.join(twice), 60)}"
+            )
         empty = [label for label, there in zip(self.classes, used, strict=True) if not there]
-        if not empty:
-            return []
-        which = shorten(", ".join(empty), 60)
-        return [
-            f"{len(empty):,} of {len(self.classes):,} classes have no image and are left out of "
-            f"means over classes: {which}"
-        ]
+        if empty:
+            said.append(
+                f"{len(empty):,} of {len(self.classes):,} classes have no image and are left out "
+                f"of means over classes: {shorten(', '.join(empty), 60)}"
+            )
+        return said
 
     def _labels_there(self) -> list[str]:
         """The first label of each sample, without reading images; of remote ones, none."""
@@ -127,13 +134,15 @@ class LabelledData:
             return {**names, **exact, **numbers}
         folders = sorted(there)
         if not all(label in exact or _plain(label) in names for label in folders):
+            if all(label.isdigit() and int(label) < len(self.classes) for label in folders):
+                return {label: int(label) for label in folders}
             if len(folders) != len(self.classes):
                 raise ConfigError(
                     f"class_names: there are {len(self.classes)}, and {len(folders)} folders with "
                     f"images in {self.reader.source.path}, of which {self._odd(folders, names)!r} "
                     "is none of them"
                 )
-            return {label: c for c, label in enumerate(folders)}
+            return _in_order(folders)
         return {**names, **exact}
 
     def _odd(self, folders: Sequence[str], names: Mapping[str, int]) -> str:
@@ -149,6 +158,13 @@ class LabelledData:
                 f"classes ({rule})"
             )
         return number
+
+
+def _in_order(folders: Sequence[str]) -> dict[str, int]:
+    """The first folder is class 0; those called by numbers are in their order."""
+    by_number = all(label.isdigit() for label in folders)
+    ordered = sorted(folders, key=int) if by_number else folders
+    return {label: c for c, label in enumerate(ordered)}
 
 
 def ask_labels(several: bool | None) -> Callable[[Pair], list[str]]:
@@ -169,7 +185,7 @@ def _given_classes(given: Any) -> dict[str, list[str]] | None:
         return None
     if isinstance(given, str):
         lines = read_class_names(SourceConfig(class_names=given)) or []
-        given = [line.strip() for line in lines if line.strip()]
+        given = "\n".join(line.strip() for line in lines).rstrip().split("\n")
     if isinstance(given, Mapping):
         given = {_text(key): _names(value) for key, value in given.items()}
     elif isinstance(given, Sequence):

@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clipkit._version import __version__
 from clipkit.encoder import Encoder
 from clipkit.evaluation.embedding import Job
 from clipkit.evaluation.results import TABLE, TaskResult, write_results
+from clipkit.evaluation.statistics import bootstrap_interval
 from clipkit.evaluation.suite import Suite
 
 
@@ -72,6 +75,8 @@ def save_results(
         CheckpointError: it cannot be written.
     """
     out = folder or home / "eval" / suite.name
+    for each in results:
+        add_intervals(each)
     about = {
         "model": {
             "path": str(weights),
@@ -88,6 +93,15 @@ def save_results(
     }
     write_results(out, results, about, table=(folder or home / "eval") / TABLE)
     return out
+
+
+def add_intervals(result: TaskResult) -> None:
+    """A 95% bootstrap interval for each metric that is a mean over rows."""
+    result.intervals = {
+        name: bootstrap_interval(np.asarray(result.samples[name]))
+        for name in result.metrics
+        if name in result.samples
+    }
 
 
 def weights_sha256(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 from clipkit.config.load import options_from_dict, read_yaml
 from clipkit.errors import ClipkitError, ConfigError, Preempted
+from clipkit.evaluation.standard_sets import standard_set, wds_keys
 from clipkit.evaluation.tasks import KINDS
 from clipkit.evaluation.tasks.task import Task
 
@@ -77,21 +79,33 @@ def load_suite(path: str | Path) -> Suite:
 
 
 def build_task(name: str, keys: Any) -> Task:
-    """A task of its keys in a suite.
+    """A task of its keys in a suite, those of the standard set that it uses, and what a folder of
+    wds shards tells; the first of these that has a key counts.
 
     Raises:
         ConfigError: they do not make one.
     """
     if not isinstance(keys, dict):
         raise ConfigError(f"a mapping of keys is wanted, got {keys!r}")
-    options = dict(keys)
-    kind = options.pop("kind", None)
+    own = dict(keys)
+    base = standard_set(own.pop("use")) if "use" in own else {}
+    kind = own.pop("kind", base.pop("kind", None))
     if kind not in KINDS:
         near = difflib.get_close_matches(str(kind), KINDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(KINDS)}"
         raise ConfigError(f"kind: {'none is given' if kind is None else kind}; {hint}")
-    typed: Any = options_from_dict(KINDS[kind].Options, options)
-    return KINDS[kind](name, typed)
+    wanted = {each.name for each in dataclasses.fields(KINDS[kind].Options)}
+    data = own.get("data")
+    path = data.get("path") if isinstance(data, dict) else data
+    told = wds_keys(path) if isinstance(path, str) and "karpathy" not in own else {}
+    if "data" in told:
+        own["data"] = {**(data if isinstance(data, dict) else {}), "path": told.pop("data")}
+    # Of these, a task of another kind has no use for some.
+    base, told = ({k: v for k, v in each.items() if k in wanted} for each in (base, told))
+    options: Any = options_from_dict(KINDS[kind].Options, {**base, **told, **own})
+    if "data" in wanted and not options.data.path:
+        raise ConfigError("data: no source is named; give a file, folder, glob or URL")
+    return KINDS[kind](name, options)
 
 
 @contextmanager

@@ -101,5 +101,8 @@ def _table(results: list[TaskResult]) -> str:
     for each in results:
         for number, (metric, value) in enumerate(each.metrics.items()):
             shown = f"{value:,.0f}" if metric.startswith("num_") else f"{value:.4g}"
-            rows.append(["" if number else each.name, "" if number else each.kind, metric, shown])
-    return format_table(["task", "kind", "metric", "value"], rows, right=[3])
+            low, high = each.intervals.get(metric, (None, None))
+            between = "" if low is None else f"{low:.4g} – {high:.4g}"
+            first = ["", ""] if number else [each.name, each.kind]
+            rows.append([*first, metric, shown, between])
+    return format_table(["task", "kind", "metric", "value", "95% interval"], rows, right=[3])

@@ -10,6 +10,7 @@ import numpy as np
 from clipkit.config.schema import SourceConfig
 from clipkit.data import Reader, open_source
 from clipkit.evaluation.embedding import Job
+from clipkit.evaluation.karpathy import KarpathyReader
 from clipkit.evaluation.metrics import DIRECTIONS, metrics_of
 from clipkit.evaluation.results import TaskResult
 from clipkit.evaluation.retrieval import RetrievalSet, embed_retrieval_set, rank_set
@@ -29,6 +30,10 @@ class RetrievalOptions:
     # More images that the right ones must be told apart from; they need no captions.
     gallery: list[SourceConfig] = field(default_factory=list)
     lines: bool = False  # each line of a caption is a caption
+    # Instead of captions in ``data``, which then is the folder of the images: a JSON of Karpathy's
+    # splits, such as dataset_coco.json, and the split of it.
+    karpathy: str | None = None
+    split: str = "test"
 
 
 class RetrievalTask(Task):
@@ -43,7 +48,12 @@ class RetrievalTask(Task):
     options: RetrievalOptions
 
     def open(self, *, progress: bool = False) -> None:
-        self.reader = open_source(self.options.data, progress=progress)
+        options = self.options
+        self.reader: Reader
+        if options.karpathy is None:
+            self.reader = open_source(options.data, progress=progress)
+        else:
+            self.reader = KarpathyReader(options.data, options.karpathy, options.split)
         self.galleries: list[Reader] = []
         for source in self.options.gallery:
             source.caption = source.caption or "none"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from clipkit.config.schema import SourceConfig
+from clipkit.evaluation.calibration import calibration
 from clipkit.evaluation.classification import (
     average_precisions,
     class_ranks,
@@ -41,8 +42,8 @@ class ZeroShotOptions:
 
 
 class ZeroShotTask(Task):
-    """Top-1 and top-5 accuracy and mean recall a class; where an image may be of several classes,
-    mean average precision."""
+    """Top-1 and top-5 accuracy, mean recall a class and expected calibration error; where an image
+    may be of several classes, mean average precision."""
 
     kind = "zero_shot"
     Options = ZeroShotOptions
@@ -71,7 +72,7 @@ class ZeroShotTask(Task):
             warnings.simplefilter("always")
             classifier = ZeroShotClassifier(job.encoder, self.data.classes, self.templates)
         notes = [str(each.message) for each in said if each.category is UserWarning]
-        notes += self.data.empty_note(found)
+        notes += self.data.notes(found)
         names = classifier.labels
         scores = embedded.embeds @ classifier.class_embeds.T  # (N, C)
         metrics: dict[str, float] = {}
@@ -95,6 +96,9 @@ class ZeroShotTask(Task):
                 columns["top5"] = (ranks <= 5).astype(np.float64)
                 metrics["top5"] = float(columns["top5"].mean())
             metrics["mean_per_class_recall"] = mean_per_class_recall(right, targets)
+            probabilities = classifier.probabilities(embedded.embeds)
+            columns["confidence"] = probabilities.max(axis=1)
+            metrics["ece"] = calibration(columns["confidence"], right).ece
         data = describe_data(
             [self.data.reader],
             samples=len(embedded.keys),
