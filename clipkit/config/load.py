@@ -92,7 +92,7 @@ def _source(value: Any, key: str) -> dict[str, Any]:
 def _typed(schema: type[T], tree: dict[str, Any], where: str) -> T:
     from jsonargparse import ArgumentError, ArgumentParser
 
-    _check_keys(tree, schema, prefix="")
+    _check_keys(tree, schema, prefix="", whole=schema)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(schema, None, sub_configs=False)
     try:
@@ -427,7 +427,8 @@ def _expand_stages(tree: dict[str, Any]) -> dict[str, Any]:
     return {**tree, "train": {**train, "stages": stages}}
 
 
-def _check_keys(tree: Any, schema: Any, *, prefix: str) -> None:
+def _check_keys(tree: Any, schema: Any, *, prefix: str, whole: Any = Config) -> None:
+    """Refuses keys that ``schema`` has not; the nearest of it, or of the whole, is named."""
     if not isinstance(tree, dict):
         raise ConfigError(
             f"{prefix.rstrip('.') or 'config'}: a mapping of keys is wanted, got {tree!r}"
@@ -437,17 +438,18 @@ def _check_keys(tree: Any, schema: Any, *, prefix: str) -> None:
         if key not in hints:
             siblings = [f"{prefix}{name}" for name in hints]
             near = _suggest(f"{prefix}{key}", siblings) or _suggest(
-                f"{prefix}{key}", list(_all_keys(Config))
+                f"{prefix}{key}", list(_all_keys(whole))
             )
             raise ConfigError(f"{prefix}{key}: no such key.{near}")
         if value is None and not _optional(hints[key]):
             raise ConfigError(f"{prefix}{key}: it has no value; give one or leave the key out")
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
-            _check_keys(value, kind, prefix=f"{prefix}{key}.")
+            _check_keys(value, kind, prefix=f"{prefix}{key}.", whole=whole)
         elif typing.get_origin(kind) is dict and isinstance(value, dict):
             for name, source in value.items():
-                _check_keys(source, typing.get_args(kind)[1], prefix=f"{prefix}{key}.{name}.")
+                inner = typing.get_args(kind)[1]
+                _check_keys(source, inner, prefix=f"{prefix}{key}.{name}.", whole=whole)
 
 
 def _all_keys(schema: Any, prefix: str = "") -> typing.Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -55,14 +56,18 @@ class LabelledData:
         progress: bool = False,
     ) -> None:
         self.several = several
-        given = _given_classes(class_names)
+        given = _given_classes(source.class_names if class_names is None else class_names)
         fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(SourceConfig)}
         fields |= {"caption": label or source.caption, "captions": "random"}
         own = LabelSource(**fields, numbers=given is not None)
         own.class_names = None
         self.reader = open_source(own, progress=progress)
+        self.reader.dropped = {
+            reason.replace("caption", "label"): count
+            for reason, count in self.reader.dropped.items()
+        }
         self._by_folder = isinstance(self.reader, FolderReader)
-        there = list(dict.fromkeys(self._labels_there()))
+        there = self._labels_there()
         if given is None:
             words = {each: each.replace("_", " ").strip() for each in sorted(there)}
             given = names_of({each: [name] for each, name in words.items()}) if words else {}
@@ -70,7 +75,8 @@ class LabelledData:
         if len(self.classes) < 2:
             raise DataError(
                 f"{source.path}: {len(self.classes)} class{'es' * (len(self.classes) != 1)}; "
-                "classification needs two at least"
+                "classification needs two at least; name them in class_names, or the column or "
+                "field that holds them in label"
             )
         self._numbers = self._number(there)
         for each in there:
@@ -117,10 +123,15 @@ class LabelledData:
         return said
 
     def _labels_there(self) -> list[str]:
-        """The first label of each sample, without reading images; of remote ones, none."""
+        """What the first labels of samples are, without reading images; of remote ones, none."""
         if self.reader.access.remote and not self._by_folder:
             return []
-        return [label for each in self.reader.captions() if (label := each.strip())]
+        labels: dict[str, None] = {}
+        # A damaged sample is skipped and counted when it is its turn; the rest is checked then.
+        with contextlib.suppress(SampleError):
+            for each in self.reader.captions():
+                labels[each.strip()] = None
+        return [label for label in labels if label]
 
     def _number(self, there: Sequence[str]) -> dict[str, int]:
         """The class of each label as it may stand in the data."""

@@ -13,8 +13,9 @@ import numpy as np
 
 from clipkit._version import __version__
 from clipkit.encoder import Encoder
+from clipkit.errors import CheckpointError, ConfigError
 from clipkit.evaluation.embedding import Job
-from clipkit.evaluation.results import TABLE, TaskResult, write_results
+from clipkit.evaluation.results import TaskResult, write_results
 from clipkit.evaluation.statistics import bootstrap_interval
 from clipkit.evaluation.suite import Suite
 
@@ -39,15 +40,41 @@ def headline(suite: Suite, result: TaskResult) -> str:
     return f"{result.name}: {told}"
 
 
+def remarks(result: TaskResult) -> list[str]:
+    """What the reader of a task's metrics must know, a line each."""
+    left_out = [
+        f"left out {count:,} × {reason}" for reason, count in result.data["skipped"].items()
+    ]
+    return [f"{result.name}: {each}" for each in [*result.data["notes"], *left_out]]
+
+
 def run_folder(encoder: Encoder) -> Path:
-    """The run that a model is of, or the model's own folder."""
+    """The run that a model is of, or the model's own folder.
+
+    Raises:
+        ConfigError: the model is from the hub, and has neither.
+    """
+    if not Path(encoder.name or "").is_dir():
+        raise ConfigError(f"--out: {encoder.name} is from the hub; name a folder for the results")
     folder = encoder.folder
     return folder.parent if folder.name == "model" else folder
 
 
+def make_folder(folder: Path) -> None:
+    """Makes the folder of results before anything is measured.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be made ({error.strerror})") from None
+
+
 def save_results(
-    folder: Path | None,
-    home: Path,
+    out: Path,
+    table: Path,
     suite: Suite,
     results: Sequence[TaskResult],
     *,
@@ -55,12 +82,12 @@ def save_results(
     command: str,
     ranks: int,
     weights: Path,
-) -> Path:
+) -> None:
     """Writes what a suite has measured.
 
     Args:
-        folder: where; none: ``eval/SUITE`` below ``home``.
-        home: the run's or the model's folder.
+        out: the folder.
+        table: the CSV that lines are appended to.
         suite: which.
         results: of all its tasks.
         encoder: the model.
@@ -68,13 +95,9 @@ def save_results(
         ranks: that did it.
         weights: the folder with the weights' files.
 
-    Returns:
-        The folder.
-
     Raises:
         CheckpointError: it cannot be written.
     """
-    out = folder or home / "eval" / suite.name
     for each in results:
         add_intervals(each)
     about = {
@@ -91,8 +114,7 @@ def save_results(
         "precision": str(_dtype(encoder)).removeprefix("torch."),
         "ranks": ranks,
     }
-    write_results(out, results, about, table=(folder or home / "eval") / TABLE)
-    return out
+    write_results(out, results, about, table=table)
 
 
 def add_intervals(result: TaskResult) -> None:

@@ -10,14 +10,20 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from clipkit.display.console import default_workers, format_table, remark
-from clipkit.encoder import load
+from clipkit.display.console import default_workers, format_table, plain_warnings, remark
+from clipkit.encoder import Encoder, load
 from clipkit.errors import ConfigError
 from clipkit.evaluation.embedding import Job
-from clipkit.evaluation.results import TaskResult
-from clipkit.evaluation.run_suite import run_folder, run_suite, save_results
+from clipkit.evaluation.results import TABLE, TaskResult
+from clipkit.evaluation.run_suite import (
+    make_folder,
+    remarks,
+    run_folder,
+    run_suite,
+    save_results,
+)
 from clipkit.evaluation.shares import at_rank_zero, rank_zero_first
-from clipkit.evaluation.suite import load_suite
+from clipkit.evaluation.suite import Suite, load_suite
 from clipkit.launcher import launched_device, launched_share
 
 _WAIT = timedelta(hours=12)  # for a rank that embeds its share, or for what rank 0 computes
@@ -37,10 +43,11 @@ def run_suite_command(args: argparse.Namespace) -> int:
                 "results are written to --out"
             )
     rank, ranks = launched_share()
-    with _together(ranks):
+    with _together(ranks), plain_warnings():
         suite = rank_zero_first(lambda: load_suite(args.suite), ranks)
         rank_zero_first(lambda: suite.open(progress=rank == 0), ranks)
         encoder = rank_zero_first(lambda: load(args.model, device=launched_device()), ranks)
+        out, table = at_rank_zero(lambda: _places(args.out, encoder, suite), ranks) or (None, None)
         job = Job(
             encoder,
             batch_size=args.batch_size,
@@ -53,24 +60,39 @@ def run_suite_command(args: argparse.Namespace) -> int:
         for result in run_suite(suite, job):
             if result is not None:
                 results.append(result)
-                _say_notes(result)
+                for line in remarks(result):
+                    remark(line)
 
         def save() -> None:
-            folder = save_results(
-                None if args.out is None else Path(args.out),
-                run_folder(encoder),
+            assert out is not None
+            assert table is not None
+            command = shlex.join(["clipkit", *sys.argv[1:]])
+            save_results(
+                out,
+                table,
                 suite,
                 results,
                 encoder=encoder,
-                command=shlex.join(["clipkit", *sys.argv[1:]]),
+                command=command,
                 ranks=ranks,
                 weights=encoder.folder,
             )
             print(_table(results))
-            remark(f"the results are in {folder}")
+            remark(f"the results are in {out}")
 
         at_rank_zero(save, ranks)
     return 0
+
+
+def _places(out: str | None, encoder: Encoder, suite: Suite) -> tuple[Path, Path]:
+    """The folder of the results, made, and the CSV of them and earlier ones."""
+    if out is not None:
+        folder, table = Path(out), Path(out) / TABLE
+    else:
+        home = run_folder(encoder) / "eval"
+        folder, table = home / suite.name, home / TABLE
+    make_folder(folder)
+    return folder, table
 
 
 @contextlib.contextmanager
@@ -86,13 +108,6 @@ def _together(ranks: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def _say_notes(result: TaskResult) -> None:
-    for note in result.data["notes"]:
-        remark(f"{result.name}: {note}")
-    for reason, number in result.data["skipped"].items():
-        remark(f"{result.name}: left out {number:,} × {reason}")
 
 
 def _table(results: list[TaskResult]) -> str:

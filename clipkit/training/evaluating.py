@@ -9,9 +9,9 @@ from pathlib import Path
 from clipkit.encoder import Encoder
 from clipkit.errors import Preempted
 from clipkit.evaluation.embedding import Job
-from clipkit.evaluation.results import TaskResult
+from clipkit.evaluation.results import TABLE, TaskResult
 from clipkit.evaluation.retrieval import evaluate_retrieval
-from clipkit.evaluation.run_suite import headline, run_suite, save_results
+from clipkit.evaluation.run_suite import headline, remarks, run_suite, save_results
 from clipkit.interrupt import Stop
 from clipkit.models import DualEncoder
 from clipkit.training.distributed import gathered
@@ -54,6 +54,7 @@ class Evaluation:
             world_size=accelerator.num_processes,
         )
         self._tasks: list[TaskResult] = []
+        self._said: set[str] = set()
 
     def measure(self, step: int) -> dict[str, dict[str, float]]:
         """The metrics of each split, after so many steps; all ranks must call it.
@@ -86,7 +87,15 @@ class Evaluation:
                         self._tasks.append(result)
                         line = headline(suite, result)
                         self._log.task(step, suite.name, result, line, ema=ema)
+                        self._say_once(result)
         return results
+
+    def _say_once(self, result: TaskResult) -> None:
+        """What the reader of a task's metrics must know, the first time."""
+        for remark in remarks(result):
+            if remark not in self._said:
+                self._said.add(remark)
+                self._log.say(remark)
 
     def save(self, folder: Path, weights: Path) -> None:
         """Writes what the suite measured last to ``eval/SUITE`` of the run; on the main process.
@@ -99,8 +108,8 @@ class Evaluation:
         if suite is None or not self._job.main:
             return
         save_results(
-            None,
-            folder,
+            folder / "eval" / suite.name,
+            folder / "eval" / TABLE,
             suite,
             self._tasks,
             encoder=self._job.encoder,

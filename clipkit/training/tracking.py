@@ -169,8 +169,6 @@ class RunLog:
         }
         self._write({"kind": "task", **about, **result.metrics})
         self.say(f"step {step}  {suite}{' (EMA)' if ema else ''}: {line}")
-        for note in result.data["notes"]:
-            self.say(f"{suite}, {result.name}: {note}")
 
     def close(self) -> None:
         if self.bar is not None:

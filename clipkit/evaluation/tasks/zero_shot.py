@@ -24,6 +24,8 @@ from clipkit.evaluation.shares import at_rank_zero
 from clipkit.evaluation.tasks.task import Task, describe_data, unique_keys
 from clipkit.evaluation.zero_shot import ZeroShotClassifier
 
+_ROWS = 4096  # images whose probabilities are there at once
+
 
 @dataclass
 class ZeroShotOptions:
@@ -36,7 +38,8 @@ class ZeroShotOptions:
     # The classes in words: a list, or a file with a name a line, for classes 0, 1 …; or from each
     # label in the data to its name or names. None: what the data call them.
     class_names: Any = None
-    templates: Any = None  # a named set, one text or a list, with {} for the class; none: the name
+    # A named set, one text or a list, with {} for the class; none: the name alone.
+    templates: str | list[str] | None = None
     # Whether an image may be of several classes; none: whether one is.
     several: bool | None = None
 
@@ -96,8 +99,12 @@ class ZeroShotTask(Task):
                 columns["top5"] = (ranks <= 5).astype(np.float64)
                 metrics["top5"] = float(columns["top5"].mean())
             metrics["mean_per_class_recall"] = mean_per_class_recall(right, targets)
-            probabilities = classifier.probabilities(embedded.embeds)
-            columns["confidence"] = probabilities.max(axis=1)
+            columns["confidence"] = np.concatenate(
+                [
+                    classifier.probabilities(embedded.embeds[i : i + _ROWS]).max(axis=1)
+                    for i in range(0, len(targets), _ROWS)
+                ]
+            )
             metrics["ece"] = calibration(columns["confidence"], right).ece
         data = describe_data(
             [self.data.reader],
