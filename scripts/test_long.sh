@@ -58,4 +58,6 @@ CLIPKIT_MATRIX=full run "compiled layers, the emoji data byte for byte, product 
     python -m pytest tests/models/test_forward.py tests/test_emoji_data.py \
     tests/retrieval/test_approximate.py tests/training/test_run.py tests/training/test_plan.py \
     -m long --timeout 1800
+CLIPKIT_MATRIX=full run "100,000 images and 500,000 texts are ranked in 2 GB beside their embeddings" \
+    python -m pytest tests/evaluation/test_metrics.py -m long --timeout 7200
 exit "$failed"

@@ -355,7 +355,8 @@ def read_yaml(path: Path, *, what: str = "config") -> dict[str, Any]:
         ConfigError: it is missing, cannot be read, or holds something else; a key stands twice.
     """
     if not path.is_file():
-        near = sorted(str(p) for p in Path("configs").glob("*.yaml"))
+        known_as = "suite-*.yaml" if what == "suite" else "[!s]*.yaml"
+        near = sorted(str(p) for p in Path("configs").glob(known_as))
         known = f"; there are {', '.join(near)}" if near else ""
         raise ConfigError(f"{path}: no such {what} file{known}")
     try:

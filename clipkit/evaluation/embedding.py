@@ -164,8 +164,8 @@ def embed_texts(job: Job, texts: Sequence[str]) -> tuple[np.ndarray, int] | None
         return None
     embeds = np.zeros((len(texts), job.encoder.embed_dim), dtype=np.float32)
     for rank, (found, _) in enumerate(shares):
-        for rows, part in zip(batches[rank :: job.world_size], found, strict=True):
-            embeds[rows] = part
+        for rows in reversed(batches[rank :: job.world_size]):
+            embeds[rows] = found.pop()  # so that all texts are there once, not twice
     return embeds, sum(cut for _, cut in shares)
 
 

@@ -54,11 +54,13 @@ def wds_keys(path: str) -> dict[str, Any]:
 
     Returns:
         Keys of a task: ``data``, and ``class_names``, ``templates``, ``several``, ``label`` or
-        ``lines``; none where the path is no such folder.
+        ``lines``; none where the path is no such folder, or a URL.
 
     Raises:
         DataError: a file of names is there and cannot be read.
     """
+    if files.is_url(path):
+        return {}
     path = path.rstrip("/")
     for root, split in ((path, "test"), (files.parent(path), path.rsplit("/", 1)[-1])):
         names, kind = (files.join(root, each) for each in ("classnames.txt", "dataset_type.txt"))

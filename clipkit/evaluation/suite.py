@@ -91,9 +91,11 @@ def build_task(name: str, keys: Any) -> Task:
     base = standard_set(own.pop("use")) if "use" in own else {}
     kind = own.pop("kind", base.pop("kind", None))
     if kind not in KINDS:
+        if kind is None:
+            raise ConfigError(f"kind: none is given; there are {', '.join(KINDS)}")
         near = difflib.get_close_matches(str(kind), KINDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(KINDS)}"
-        raise ConfigError(f"kind: {'none is given' if kind is None else kind}; {hint}")
+        raise ConfigError(f"kind: {kind}; {hint}")
     wanted = {each.name for each in dataclasses.fields(KINDS[kind].Options)}
     data = own.get("data")
     path = data.get("path") if isinstance(data, dict) else data

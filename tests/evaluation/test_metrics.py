@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +57,58 @@ def test_ranks_equal_brute_force_with_ties_and_several_right_answers(
     assert metrics["text_to_image_R@3"] == pytest.approx((asked <= 3).mean())
     assert metrics["text_to_image_median_rank"] == np.median(asked)
     assert (metrics["num_images"], metrics["num_texts"]) == (23, 31)
+
+
+@pytest.mark.parametrize("blocks", [(1024, 16384), (3, 7)])
+def test_average_precision_equals_brute_force_with_ties_and_several_right_answers(
+    blocks: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_QUERIES", blocks[0])
+    monkeypatch.setattr(module, "_GALLERY", blocks[1])
+    rng = np.random.default_rng(1)
+    directions = _unit(rng.normal(size=(6, 8)))
+    images, texts = directions[rng.integers(0, 6, 23)], directions[rng.integers(0, 6, 31)]
+    pairs = np.stack([rng.integers(0, 20, 60), rng.integers(0, 28, 60)], axis=1)
+
+    def slow(queries: np.ndarray, gallery: np.ndarray, column: int) -> float:
+        found = []
+        for q, scores in enumerate(queries.astype(np.float64) @ gallery.T.astype(np.float64)):
+            right = set(pairs[pairs[:, column] == q, 1 - column].tolist())
+            # Of equal scores, wrong answers are listed before right ones.
+            order = sorted(range(len(gallery)), key=lambda g: (-round(scores[g], 5), g in right))
+            hits = np.array([g in right for g in order])
+            if right:
+                found.append((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
+        return float(np.mean(found))
+
+    metrics = retrieval_metrics(images, texts, pairs)
+    assert metrics["text_to_image_mAP"] == pytest.approx(slow(texts, images, 1))
+    assert metrics["image_to_text_mAP"] == pytest.approx(slow(images, texts, 0))
+
+
+@pytest.mark.long
+def test_100_thousand_images_and_500_thousand_texts_take_less_than_2_gb_beside_them(
+    root: Path,
+) -> None:
+    code = (
+        "import resource, numpy as np\n"
+        "from clipkit.evaluation.metrics import retrieval_metrics\n"
+        "rng = np.random.default_rng(0)\n"
+        "def unit(n):\n"
+        "    x = rng.standard_normal((n, 512), dtype=np.float32)\n"
+        "    x /= np.linalg.norm(x, axis=1, keepdims=True)\n"
+        "    return x\n"
+        "images, texts = unit(100_000), unit(500_000)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "m = retrieval_metrics(images, texts, np.arange(500_000) // 5)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, m['num_texts'])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    kilobytes, texts = result.stdout.split()
+    assert texts == "500000"
+    assert int(kilobytes) < 2e6
 
 
 def test_the_image_of_each_text_is_enough_where_an_image_has_several_captions() -> None:

@@ -108,7 +108,7 @@ def _rank(rank: int, folder: Path, paths: list[Path], model: Path) -> None:
                 )
             )
         except DataError as error:
-            results.append(str(error))
+            results.append((str(error), error.said))
     (folder / f"rank-{rank}").write_bytes(pickle.dumps(results))
     dist.destroy_process_group()
 
@@ -128,6 +128,7 @@ def test_two_ranks_equal_one_process_also_with_uneven_and_empty_shares(
         expected.append(evaluate_retrieval(Job(tiny_encoder), _open(path), gallery=gallery))
     mp.spawn(_rank, args=(tmp_path, paths, tiny_folder), nprocs=2)
     for rank in range(2):
-        *results, error = pickle.loads((tmp_path / f"rank-{rank}").read_bytes())
+        *results, (error, said) = pickle.loads((tmp_path / f"rank-{rank}").read_bytes())
         assert results == expected, f"rank {rank}"
         assert "no pair of image and caption can be used" in error
+        assert said == (rank == 1), "rank 0 says it"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 from pathlib import Path
@@ -7,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import Run
+from command_line import ROOT, Run
 from safetensors.torch import load_file
 from test_run import STEPS, losses, weights, write_config
 from torch import nn
 
+from clipkit.evaluation.results import read_results
 from clipkit.training.ema import WeightAverage
 
 
@@ -51,8 +53,15 @@ def config(folder: Path, **changes: Any) -> Path:
 @pytest.fixture(scope="module")
 def whole(clipkit: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    result = clipkit("train", config(folder))
+    suite = folder / "tones.yaml"
+    keys = {"kind": "zero_shot", "data": str(ROOT / "data/emoji/held-out-*.tar")}
+    keys |= {"label": "json.skin_tones", "templates": "{} skin tone"}
+    suite.write_text(json.dumps({"tasks": {"tone": keys}}))
+    path = config(folder)
+    result = clipkit("train", path, f"eval.suite={suite}", "eval.every=5")
     assert result.returncode == 0, result.stderr
+    assert "step 5  tones: tone: mAP 0." in result.stderr
+    assert "step 9  tones (EMA): tone: mAP 0." in result.stderr
     assert "held-out (EMA): text→image R@1" in result.stderr
     return folder / "run"
 
@@ -64,8 +73,8 @@ def test_the_model_is_the_average_and_both_are_evaluated(whole: Path) -> None:
     assert [(r["split"], r.get("ema", False)) for r in evals] == [
         ("held-out", False),
         ("held-out", True),
-    ]
-    assert evals[0] | {"ema": True} != evals[1]
+    ] * 2
+    assert evals[2] | {"ema": True} != evals[3]
     checkpoint = whole / "checkpoints" / f"step-{STEPS:06d}"
     last = load_file(checkpoint / "model" / "model.safetensors")
     average = load_file(checkpoint / "ema.safetensors")
@@ -75,6 +84,22 @@ def test_the_model_is_the_average_and_both_are_evaluated(whole: Path) -> None:
         last["text_projection.weight"], average["backbone.text_projection.weight"]
     )
     assert "held-out (EMA)" in (whole / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_suite_is_measured_with_the_splits_and_its_results_are_those_of_the_model(
+    whole: Path,
+) -> None:
+    lines = (whole / "metrics.jsonl").read_text().splitlines()
+    tasks = [r for r in map(json.loads, lines) if r["kind"] == "task"]
+    assert [(r["step"], r["suite"], r["task"], r.get("ema", False)) for r in tasks] == [
+        (step, "tones", "tone", ema) for step in (5, STEPS) for ema in (False, True)
+    ]
+    results = read_results(whole / "eval" / "tones")
+    assert results.tasks["tone"].metrics == {"mAP": tasks[-1]["mAP"]}
+    weights = (whole / "model" / "model.safetensors").read_bytes()
+    assert results.about["model"]["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert len(results.read_samples("tone")["key"]) == 221
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from test_run import write_config
 
 import clipkit.training.loop as loop
@@ -62,6 +63,27 @@ def test_a_damaged_shard_is_refused_alike(tmp_path: Path, root: Path) -> None:
         assert caught.value.exit_code == 3
         said.add(str(caught.value))
     assert len(said) == 1
+
+
+def test_a_suite_that_cannot_be_run_is_refused_alike_before_training(tmp_path: Path) -> None:
+    data = tmp_path / "pictures" / "whale"
+    data.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(data / "a.png")
+    suite = tmp_path / "suite.yaml"
+    for task, code, message in (
+        ("{kind: retrieval, data: nowhere}", 3, "nowhere: no such file or folder"),
+        (f"{{use: cifar10, data: {data.parent}}}", 2, "class_names: there are 10, and 1 folder"),
+    ):
+        suite.write_text(f"tasks: {{one: {task}}}")
+        config = load_config(write_config(tmp_path, eval={"suite": str(suite)}))
+        said = set()
+        for way in WAYS:
+            with pytest.raises(ClipkitError) as caught:
+                way(config)
+            assert caught.value.exit_code == code
+            said.add(str(caught.value))
+        assert len(said) == 1
+        assert said.pop().startswith(f"{suite}, task one: {message}")
 
 
 def test_a_plan_of_named_gpus_may_offload_on_a_machine_without(tmp_path: Path) -> None:
