@@ -31,7 +31,7 @@ def test_a_wheel_works_away_from_the_tree(root: Path, tmp_path: Path) -> None:
     assert built.returncode == 0, built.stdout + built.stderr
     wheel = next(tmp_path.glob("clipkit_pretraining-*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
-    assert "clipkit/py.typed" in names
+    assert {"clipkit/py.typed", "clipkit/evaluation/standard/imagenet.yaml"} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "scripts", "data"))]
 
     environment = tmp_path / "environment"
