@@ -38,40 +38,55 @@ def linear_probe(
     Returns:
         (C, D) weights and (C,) bias of the logits, float32.
     """
-    x, y = torch.from_numpy(embeds).double(), torch.from_numpy(targets)
-    origin = torch.from_numpy(start).double()
-    # The search is for steps along the principal axes of the centred embeddings, each as long as
-    # the loss is flat there: along the embeddings' own it took twenty times as long.
-    mean = x.mean(dim=0)
-    _, spread, axes = torch.linalg.svd(x - mean, full_matrices=False)  # (R,), (R, D)
-    axes = axes / (spread.square() / 4 + l2).sqrt()[:, None]
-    along, before = (x - mean) @ axes.T, (x - mean) @ origin.T  # (N, R), (N, C)
-    lengths = axes.norm(dim=1)
-    steps = torch.zeros(len(start), len(axes), dtype=torch.float64, requires_grad=True)
-    shift = torch.zeros(len(start), dtype=torch.float64, requires_grad=True)
-    unit = 2 / len(x) ** 0.5
-    search = torch.optim.LBFGS(
-        [steps, shift],
-        max_iter=500,
-        history_size=20,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-12,
-        line_search_fn="strong_wolfe",
-    )
+    return ProbeFitter(embeds, targets, start).fit(l2)
 
-    def loss() -> Tensor:
-        search.zero_grad()
-        logits = before + along @ steps.T + unit * shift
-        nll: Tensor = F.cross_entropy(logits, y, reduction="sum")
-        value: Tensor = nll + l2 / 2 * (steps * lengths).square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
 
-    with torch.enable_grad():
-        search.step(loss)  # type: ignore[no-untyped-call]
-    weights = origin + steps.detach() @ axes
-    bias = unit * shift.detach() - weights @ mean
-    return weights.float().numpy(), bias.float().numpy()
+class ProbeFitter:
+    """``linear_probe`` of the same rows with one l2 after the other; see there. Each search begins
+    where the one before it ended."""
+
+    def __init__(self, embeds: np.ndarray, targets: np.ndarray, start: np.ndarray) -> None:
+        x, self._targets = torch.from_numpy(embeds).double(), torch.from_numpy(targets)
+        self._origin = torch.from_numpy(start).double()
+        self._mean = x.mean(dim=0)
+        _, self._spread, self._axes = torch.linalg.svd(x - self._mean, full_matrices=False)
+        self._turned = (x - self._mean) @ self._axes.T  # (N, R)
+        self._before = (x - self._mean) @ self._origin.T  # (N, C)
+        self._found = torch.zeros(len(start), len(self._axes), dtype=torch.float64)  # (C, R)
+        self._shift = torch.zeros(len(start), dtype=torch.float64)
+
+    def fit(self, l2: float) -> tuple[np.ndarray, np.ndarray]:
+        """(C, D) weights and (C,) bias of the logits, float32."""
+        # The search is for steps along the principal axes of the centred embeddings, each as long
+        # as the loss is flat there: along the embeddings' own it took twenty times as long.
+        lengths = 1 / (self._spread.square() / 4 + l2).sqrt()  # (R,)
+        along = self._turned * lengths
+        steps = (self._found / lengths).requires_grad_()  # (C, R)
+        shift = self._shift.clone().requires_grad_()
+        unit = 2 / len(along) ** 0.5
+        search = torch.optim.LBFGS(
+            [steps, shift],
+            max_iter=500,
+            history_size=20,
+            tolerance_grad=1e-7,
+            tolerance_change=1e-12,
+            line_search_fn="strong_wolfe",
+        )
+
+        def loss() -> Tensor:
+            search.zero_grad()
+            logits = self._before + along @ steps.T + unit * shift
+            nll: Tensor = F.cross_entropy(logits, self._targets, reduction="sum")
+            value: Tensor = nll + l2 / 2 * (steps * lengths).square().sum()
+            value.backward()  # type: ignore[no-untyped-call]
+            return value
+
+        with torch.enable_grad():
+            search.step(loss)  # type: ignore[no-untyped-call]
+        self._found, self._shift = steps.detach() * lengths, shift.detach()
+        weights = self._origin + self._found @ self._axes
+        bias = unit * self._shift - weights @ self._mean
+        return weights.float().numpy(), bias.float().numpy()
 
 
 def best_scale(logits: np.ndarray, targets: np.ndarray) -> float | None:
