@@ -36,6 +36,8 @@ class SourceConfig:
     # Several captions are named with commas: ``txt,json.alt``.
     image: str | None = None
     caption: str | None = None
+    # The folder that relative image paths in a table start from; none: the table's own.
+    image_root: str | None = None
     # The split to take, for ``datasets`` sources.
     split: str = "train"
     # Of a sample with several captions (several columns or members, or a list in one):

@@ -110,7 +110,7 @@ class DatasetReader:
         self.dropped: dict[str, int] = {}
         self.damage: list[str] = []
         self.lost = 0
-        self._folder = folder
+        self._folder = source.image_root or folder
         try:
             with _quiet(datasets, progress):
                 loaded = load(datasets)

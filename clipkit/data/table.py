@@ -52,6 +52,7 @@ class TableReader:
         self._offsets: list[np.ndarray] = []
         self._sizes: list[np.ndarray] = []
         self._formats: list[_Format] = []
+        self._roots = [source.image_root or files.parent(path) for path in paths]
         first = _Format(paths[0])
         self._image, self._captions = choose_columns(source, first.columns(), paths[0])
         dropped: Counter[str] = Counter()
@@ -87,7 +88,7 @@ class TableReader:
         key = image if image is not None else f"{row:08d}"
         return Pair(
             key=key,
-            image=None if image is None else read_image(files.parent(self._paths[number]), image),
+            image=None if image is None else read_image(self._roots[number], image),
             caption=captions[0] if captions else None,
             origin=f"{self._paths[number]}, {key}",
             metadata={
@@ -105,7 +106,7 @@ class TableReader:
         number, record = self._record(row)
         image = reader.field_of(record, self._image) if self._image else None
         table = self._paths[number]
-        return (table if image is None else files.join(files.parent(table), str(image))), None
+        return (table if image is None else files.join(self._roots[number], str(image))), None
 
     def captions(self) -> Iterator[str]:
         for _, captions, _ in self.records():
@@ -233,9 +234,11 @@ class _Format:
         if start.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise DataError(f"{path}: is UTF-16; save it as UTF-8.")
         name = path.lower()
-        self._is_list = False
+        self._is_whole = False  # all records stand in one JSON value
         if name.endswith((".jsonl", ".ndjson", ".json")):
-            self._is_list = start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+            text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+            whole = name.endswith(".json") and _names_records(text, len(start) < _BLOCK)
+            self._is_whole = text.startswith(b"[") or whole
             return
         line = start.decode("utf-8-sig", "replace").split("\n", 1)[0]
         # Many tools write tabs or semicolons into files called .csv.
@@ -280,8 +283,8 @@ class _Format:
         """
         lines = _Lines(self._path, size, advance)
         try:
-            if self._is_list:
-                yield from self._list_records(size)
+            if self._is_whole:
+                yield from self._whole_records(size)
             elif self.delimiter in (None, "\t"):
                 # One line is one record, also where a caption starts with a quotation mark.
                 each = iter(lines)
@@ -311,8 +314,8 @@ class _Format:
             if values:
                 yield begin, end - begin, self._named(values)
 
-    def _list_records(self, size: int) -> Iterator[tuple[int, int, _Record]]:
-        """The elements of one JSON list, each with its place."""
+    def _whole_records(self, size: int) -> Iterator[tuple[int, int, _Record]]:
+        """The elements of one JSON list, or of an object that names them, each with its place."""
         text = files.read(self._path, 0, size).decode("utf-8", "surrogateescape")
         decoder = json.JSONDecoder()
 
@@ -321,14 +324,19 @@ class _Format:
             assert space is not None
             return space.end()
 
-        begin, at = 0, skip_space(text.index("[") + 1)
+        at = skip_space(1 if text.startswith("\ufeff") else 0)
+        end_sign = "]" if text[at] == "[" else "}"
+        begin, at = 0, skip_space(at + 1)
         offset = 0  # of ``begin``, in bytes
-        while text[at : at + 1] != "]":
+        while text[at : at + 1] != end_sign:
             if begin:  # behind an element
                 if text[at : at + 1] != ",":
                     raise self._in_list(text, at, "the list is not closed, so it may be cut short")
                 at = skip_space(at + 1)
             try:
+                if end_sign == "}":
+                    _, at = decoder.raw_decode(text, at)
+                    at = skip_space(skip_space(at) + 1)  # behind the name and its colon
                 record, end = decoder.raw_decode(text, at)
             except json.JSONDecodeError as error:
                 raise self._in_list(text, at, str(error)) from None
@@ -367,6 +375,17 @@ def _unquoted(value: str) -> str:
     if len(value) < 2 or value[0] != '"' or value[-1] != '"' or '"' in inner:
         return value
     return value[1:-1].replace('""', '"')
+
+
+def _names_records(start: bytes, is_all: bool) -> bool:
+    """Whether a JSON file is one object whose values are the records, as ``{"0": {…}, …}``, and not
+    a record a line."""
+    try:
+        first, end = json.JSONDecoder().raw_decode(start.decode("utf-8", "replace"))
+    except ValueError:
+        return not is_all and re.match(rb'\{\s*"[^"\\]*"\s*:\s*\{', start) is not None
+    alone = not start.decode("utf-8", "replace")[end:].strip()
+    return alone and isinstance(first, dict) and all(isinstance(v, dict) for v in first.values())
 
 
 class _Lines:

@@ -43,6 +43,14 @@ def test_image_paths_are_relative_to_the_table(folder, monkeypatch):
     assert list(pickle.loads(pickle.dumps(reader)).captions()) == ["first", "second"]
 
 
+def test_image_paths_may_start_elsewhere(folder):
+    (folder / "tables").mkdir()
+    content = "image,caption\na.jpg,first\n"
+    reader = open_table(folder, "tables/t.csv", content, image_root=str(folder / "pictures"))
+    assert reader[0].image == (folder / "pictures" / "a.jpg").read_bytes()
+    assert reader.place(0) == (str(folder / "pictures" / "a.jpg"), None)
+
+
 def test_captions_stay_the_text_they_are(folder):
     texts = [
         "NA",
@@ -97,18 +105,21 @@ def test_other_separators_are_found(folder, name, separator):
     assert list(reader.captions()) == ["red, round", "blue"]
 
 
-@pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
-def test_json_lines_and_lists_give_the_same_rows(folder, name):
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json", "lines.json", "named.json"])
+def test_json_lines_lists_and_named_records_give_the_same_rows(folder, name):
     records = [
         {
+            "meta": {"tags": ["x", n]},
             "image": f"pictures/{n}.jpg",
             "text": f"caption {n} 图",
-            "meta": {"tags": ["x", n]},
             "n": i,
         }
         for i, n in enumerate("abc")
     ]
-    if name == "t.jsonl":
+    if name == "named.json":  # as SugarCrepe is
+        named = {f'"{3 * i}': record for i, record in enumerate(records)}
+        content = "\ufeff " + json.dumps(named, indent=2, ensure_ascii=False)
+    elif name != "t.json":
         content = "\n" + "\n".join(
             json.dumps(r, ensure_ascii=i == 1) for i, r in enumerate(records)
         )
@@ -225,6 +236,7 @@ def test_a_quotation_mark_in_a_tsv_swallows_no_rows(tmp_path: Path) -> None:
         '[{"image": "0.png", "caption": "a"}',
         '[\n{"image": "0.png", "caption": "a"},\n',
         '[{"image": "0.png", "caption": "a"} {"image": "1.png", "caption": "b"}]',
+        '{"0": {"image": "0.png", "caption": "a"}, "1": {"image": "1.png"}',
     ],
 )
 def test_a_json_list_that_is_cut_is_refused(tmp_path: Path, text: str) -> None:
