@@ -27,8 +27,10 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def clipkit() -> Run:
+def clipkit(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """``clipkit(*arguments)`` runs the real command line; ``ranks=2`` under torchrun."""
+
+    cache = tmp_path_factory.mktemp("cache")  # what is kept there is of this code alone
 
     def run(
         *arguments: object,
@@ -39,7 +41,8 @@ def clipkit() -> Run:
         timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "clipkit"]
-        environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", **(env or {})}
+        environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cache)}
+        environment |= env or {}
         if ranks:
             launcher = [
                 sys.executable, "-m", "torch.distributed.run", "--standalone",

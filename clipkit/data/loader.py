@@ -22,6 +22,7 @@ from clipkit.errors import ConfigError, DataError
 from clipkit.types import Batch, Pair
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 _BATCHES_AHEAD = 3
@@ -141,6 +142,7 @@ def build_eval_loader(
     texts: bool = True,
     fields: tuple[str, ...] | None = None,
     ask: Callable[[Pair], Any] | None = None,
+    change: Callable[[Tensor, str], Tensor] | None = None,
     batches: Iterable[int] | None = None,
     cache_gb: float = DataConfig.cache_gb,
     start_method: str | None = None,
@@ -165,6 +167,8 @@ def build_eval_loader(
         fields: names of metadata, with which ``Batch.items`` are told; None: they are not.
         ask: is called with each raw pair, where it is read, for ``Batch.told``; it pickles, and may
             raise ``SampleError``.
+        change: makes of each sample's (3, S, S) uint8 pixels, given its key too, those that are
+            used; it pickles.
         batches: the numbers of those that are wanted, asked for some batches ahead; all of
             them in order, where it is None. ``Batch.step`` tells the number.
         cache_gb: of remote files.
@@ -183,6 +187,7 @@ def build_eval_loader(
         texts=texts,
         fields=fields,
         ask=ask,
+        change=change,
     )
     first, last = len(reader) * rank // world_size, len(reader) * (rank + 1) // world_size
     pieces = EvalPieces(maker, first, last, batch_size, cache_gb)

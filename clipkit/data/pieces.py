@@ -74,6 +74,7 @@ class PieceMaker:
     groups: bool = False  # whether to tell equal captions and images
     fields: tuple[str, ...] | None = None  # of the metadata, to describe items with; None: none are
     ask: Callable[[Pair], Any] | None = None  # what else to tell of each raw pair
+    change: Callable[[Tensor, str], Tensor] | None = None  # of pixels and key, for evaluation
     decoded: KeptImages = field(default_factory=lambda: KeptImages(0))
 
     def make(
@@ -159,7 +160,10 @@ class PieceMaker:
             raise SampleError("no image")
         if self.augment is None:
             image = decode_pixels(pair.image, max_pixels=self.max_pixels)
-            return caption, eval_transform(image, self.preprocess), size_of(image)
+            pixels = eval_transform(image, self.preprocess)
+            if self.change is not None:
+                pixels = self.change(pixels, pair.key)
+            return caption, pixels, size_of(image)
         decoded = self.decoded.get(row)
         if decoded is None:
             at_least = smallest_decoded_edge(self.preprocess, self.augment)

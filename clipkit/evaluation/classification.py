@@ -22,7 +22,6 @@ def class_ranks(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     right = np.take_along_axis(scores, targets[:, None], axis=1)  # (N, 1)
     lower = scores < right - TIE  # false for NaN, which so counts against the model
     ranks: np.ndarray = scores.shape[1] - lower.sum(axis=1)
-    # A right class that is lower than itself there is not: it is among those counted.
     return ranks
 
 

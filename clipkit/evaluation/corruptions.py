@@ -1,8 +1,8 @@
 """A picture → the same picture spoilt in a stated way, five degrees of it.
 
 The kinds are among those of Hendrycks and Dietterich, https://arxiv.org/abs/1903.12261, section
-3; the code and the numbers are ours, in fractions of the picture so that its size plays no part.
-Results are to be compared with others of this list, not with published ImageNet-C figures.
+3; the code and the numbers are ours, lengths in fractions of the picture's edge. Results are to be
+compared with others of this list, not with published ImageNet-C figures.
 
 A corruption draws by (seed, sample's key) alone: the same key gets the same noise in every run,
 whatever else is in the set and however it is shared among ranks. (NumPy draws it, and another
@@ -16,7 +16,9 @@ import io
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from PIL import Image, ImageEnhance, ImageFilter
+from torch import Tensor
 
 Random = np.random.Generator
 
@@ -44,6 +46,13 @@ def corrupt(
     digest = hashlib.blake2b(f"{seed}\0{kind}\0{key}".encode(), digest_size=16).digest()
     random = np.random.default_rng(int.from_bytes(digest, "little"))
     return function(image, degrees[severity - 1], random)
+
+
+def corrupt_pixels(pixels: Tensor, key: str, *, kind: str, severity: int, seed: int = 0) -> Tensor:
+    """``corrupt`` of (3, H, W) uint8 RGB."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    spoilt = corrupt(image, kind, severity, key=key, seed=seed)
+    return torch.from_numpy(np.array(spoilt)).permute(2, 0, 1)
 
 
 def _gaussian_noise(image: Image.Image, deviation: float, random: Random) -> Image.Image:

@@ -70,7 +70,10 @@ class EmbeddedSource:
 
 
 def embed_source(
-    job: Job, reader: Reader, ask: Callable[[Pair], Any] | None = None
+    job: Job,
+    reader: Reader,
+    ask: Callable[[Pair], Any] | None = None,
+    change: Callable[[torch.Tensor, str], torch.Tensor] | None = None,
 ) -> EmbeddedSource | None:
     """Embeds all images of a source, on all ranks together; all must call it.
 
@@ -79,6 +82,7 @@ def embed_source(
         reader: the samples.
         ask: is called with each raw pair where it is read, for ``told``; it pickles. It raises
             ``SampleError`` for a sample that cannot be used.
+        change: what to make of each sample's pixels before; see ``build_eval_loader``.
 
     Returns:
         All samples on rank 0, None on the others.
@@ -86,7 +90,7 @@ def embed_source(
     Raises:
         DataError: a file vanished, or a worker was killed; the same on all ranks.
     """
-    parts = gather_shares(lambda: _embed_share(job, reader, ask), job.world_size)
+    parts = gather_shares(lambda: _embed_share(job, reader, ask, change), job.world_size)
     if parts is None:
         return None
     return EmbeddedSource(
@@ -98,9 +102,47 @@ def embed_source(
     )
 
 
-def _embed_share(job: Job, reader: Reader, ask: Callable[[Pair], Any] | None) -> EmbeddedSource:
-    total = -(-len(reader) // job.batch_size)
-    numbers = range(total * job.rank // job.world_size, total * (job.rank + 1) // job.world_size)
+def ask_source(job: Job, reader: Reader, ask: Callable[[Pair], Any]) -> dict[int, Any] | None:
+    """What is asked of each sample that can be read, by row, without decoding images; on rank 0,
+    None on the others. All ranks must call it."""
+    numbers = batches_of_rank(reader, job.batch_size, job.rank, job.world_size)
+
+    def share() -> dict[int, Any]:
+        loader = build_eval_loader(
+            reader,
+            job.encoder.preprocess,
+            None,
+            batch_size=job.batch_size,
+            workers=job.workers,
+            max_image_pixels=job.max_image_pixels,
+            images=False,
+            texts=False,
+            ask=ask,
+            batches=numbers,
+        )
+        return {
+            batch.step * job.batch_size + i: batch.told[i]
+            for batch in loader
+            for i in np.flatnonzero(batch.valid.numpy()).tolist()
+        }
+
+    shares = gather_shares(share, job.world_size)
+    return None if shares is None else {row: told for each in shares for row, told in each.items()}
+
+
+def batches_of_rank(reader: Reader, batch_size: int, rank: int, world_size: int) -> range:
+    """The batches of a source that a rank embeds."""
+    total = -(-len(reader) // batch_size)
+    return range(total * rank // world_size, total * (rank + 1) // world_size)
+
+
+def _embed_share(
+    job: Job,
+    reader: Reader,
+    ask: Callable[[Pair], Any] | None,
+    change: Callable[[torch.Tensor, str], torch.Tensor] | None,
+) -> EmbeddedSource:
+    numbers = batches_of_rank(reader, job.batch_size, job.rank, job.world_size)
     loader = build_eval_loader(
         reader,
         job.encoder.preprocess,
@@ -110,6 +152,7 @@ def _embed_share(job: Job, reader: Reader, ask: Callable[[Pair], Any] | None) ->
         max_image_pixels=job.max_image_pixels,
         texts=False,
         ask=ask,
+        change=change,
         batches=numbers,
     )
     share = EmbeddedSource(np.zeros(0, dtype=np.int64), [], np.zeros(0), [])

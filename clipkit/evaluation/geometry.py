@@ -11,19 +11,21 @@ import torch
 _BLOCK = 2048  # rows of one block of pairs: 32 MiB of float64
 
 
-def alignment(image_embeds: np.ndarray, text_embeds: np.ndarray) -> float:
-    """The mean squared distance of the image and the text of a pair; 0 is best.
+def alignment(image_embeds: np.ndarray, text_embeds: np.ndarray) -> np.ndarray:
+    """(P,) the squared distance of the image and the text of each pair. Their mean is the
+    alignment; 0 is best.
 
     Args:
         image_embeds, text_embeds: (P, D) unit length, row i of both one pair.
 
     Reference: Wang and Isola, https://arxiv.org/abs/2005.10242, section 4.1, α = 2.
     """
-    total = 0.0
+    distances = np.empty(len(image_embeds))
     for at in range(0, len(image_embeds), _BLOCK):
         part = slice(at, at + _BLOCK)
-        total += float(((_wide(image_embeds[part]) - _wide(text_embeds[part])) ** 2).sum())
-    return total / len(image_embeds) if len(image_embeds) else float("nan")
+        difference = _wide(image_embeds[part]) - _wide(text_embeds[part])
+        distances[part] = (difference**2).sum(axis=1)
+    return distances
 
 
 def uniformity(embeds: np.ndarray, *, t: float = 2.0) -> float:

@@ -98,6 +98,22 @@ class LabelledData:
             for row, labels in zip(embedded.rows, embedded.told, strict=True)
         ]
 
+    def one_each(self, embedded: EmbeddedSource) -> np.ndarray:
+        """(N,) the class of each embedded sample, as a number.
+
+        Raises:
+            ConfigError: a label that is no class, or several classes of one sample.
+            DataError: not one sample can be used.
+        """
+        found = self.targets(embedded)
+        for row, each in zip(embedded.rows, found, strict=True):
+            if len(each) > 1:
+                raise ConfigError(
+                    f"label: {self.reader.locate(int(row))} is of several classes, and this task "
+                    "takes one an image; zero_shot takes several"
+                )
+        return np.array([each[0] for each in found], dtype=np.int64)
+
     def has_several(self, targets: Sequence[Sequence[int]]) -> bool:
         """Whether these are of samples with several classes each."""
         return any(len(each) > 1 for each in targets) if self.several is None else self.several

@@ -28,6 +28,10 @@ class SweptProbe:
     l2: float
     accuracies: dict[float, float]
 
+    def scores(self, embeds: np.ndarray) -> np.ndarray:
+        """(N, D) → (N, C) the logits but for a factor; see ``_scores``."""
+        return _scores(embeds, self.weights, self.bias)
+
 
 def swept_probe(
     embeds: np.ndarray,
@@ -71,7 +75,7 @@ def swept_probe(
     def accuracy(power: float) -> float:
         if power not in accuracies:
             weights, bias = fitter.fit(10.0**power)
-            ranks = class_ranks(validation[0] @ weights.T + bias, validation[1])
+            ranks = class_ranks(_scores(validation[0], weights, bias), validation[1])
             accuracies[power] = float((ranks == 1).mean())
         return accuracies[power]
 
@@ -85,6 +89,15 @@ def swept_probe(
         best = max(near, key=lambda p: (accuracy(p), p))
     weights, bias = ProbeFitter(*whole, origin).fit(10.0**best)
     return SweptProbe(weights, bias, 10.0**best, {10.0**p: accuracies[p] for p in accuracies})
+
+
+def _scores(embeds: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Logits made as large as cosines, for ``class_ranks``: of a strong l2 they are tiny, and would
+    all be ties."""
+    logits = embeds @ weights.T + bias
+    logits -= logits.mean(axis=1, keepdims=True)
+    scaled: np.ndarray = logits / max(float(np.abs(logits).max(initial=0)), 1e-30)
+    return scaled
 
 
 def held_apart(targets: np.ndarray, share: float) -> np.ndarray:

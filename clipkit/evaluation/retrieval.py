@@ -18,7 +18,8 @@ import numpy as np
 from clipkit.data import Reader, SampleError
 from clipkit.data.tokenize import clean_caption
 from clipkit.errors import DataError
-from clipkit.evaluation.embedding import EmbeddedSource, Job, embed_source, embed_texts
+from clipkit.evaluation.embedding import EmbeddedSource, Job, embed_texts
+from clipkit.evaluation.features import kept_source
 from clipkit.evaluation.metrics import Ranking, metrics_of, retrieval_rankings
 from clipkit.evaluation.shares import at_rank_zero, from_rank_zero
 from clipkit.types import Pair, Skip
@@ -125,8 +126,8 @@ def embed_retrieval_set(
     """
     readers = [reader, *_as_list(gallery)]
     identify = partial(_identify, every=every_caption, lines=lines)
-    parts = [embed_source(job, reader, identify)]
-    parts += [embed_source(job, each, _hash) for each in readers[1:]]
+    parts = [kept_source(job, reader, identify)]
+    parts += [kept_source(job, each, _hash) for each in readers[1:]]
 
     def join() -> RetrievalSet:
         there = [part for part in parts if part is not None]

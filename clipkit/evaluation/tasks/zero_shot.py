@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,19 +9,15 @@ import numpy as np
 
 from clipkit.config.schema import SourceConfig
 from clipkit.evaluation.calibration import calibration
-from clipkit.evaluation.classification import (
-    average_precisions,
-    class_ranks,
-    mean_per_class_recall,
-    predicted_classes,
-)
-from clipkit.evaluation.embedding import EmbeddedSource, Job, embed_source
+from clipkit.evaluation.classification import average_precisions, predicted_classes
+from clipkit.evaluation.embedding import EmbeddedSource, Job
+from clipkit.evaluation.features import kept_source
 from clipkit.evaluation.labelled import LabelledData, ask_labels
 from clipkit.evaluation.prompts import resolve_templates
 from clipkit.evaluation.results import TaskResult
 from clipkit.evaluation.shares import at_rank_zero
+from clipkit.evaluation.tasks.judge import build_classifier, judge
 from clipkit.evaluation.tasks.task import Task, describe_data, unique_keys
-from clipkit.evaluation.zero_shot import ZeroShotClassifier
 
 _ROWS = 4096  # images whose probabilities are there at once
 
@@ -61,7 +56,7 @@ class ZeroShotTask(Task):
         )
 
     def run(self, job: Job) -> TaskResult | None:
-        embedded = embed_source(job, self.data.reader, ask_labels(self.data.several))
+        embedded = kept_source(job, self.data.reader, ask_labels(self.data.several))
 
         def measure() -> TaskResult:
             assert embedded is not None
@@ -71,10 +66,7 @@ class ZeroShotTask(Task):
 
     def _measure(self, job: Job, embedded: EmbeddedSource) -> TaskResult:
         found = self.data.targets(embedded)
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            classifier = ZeroShotClassifier(job.encoder, self.data.classes, self.templates)
-        notes = [str(each.message) for each in said if each.category is UserWarning]
+        classifier, notes = build_classifier(job, self.data, self.templates)
         notes += self.data.notes(found)
         names = classifier.labels
         scores = embedded.embeds @ classifier.class_embeds.T  # (N, C)
@@ -89,23 +81,15 @@ class ZeroShotTask(Task):
             columns["predicted"] = [names[c] for c in predicted_classes(scores)]
         else:
             targets = np.array([each[0] for each in found])
-            ranks = class_ranks(scores, targets)
-            right = (ranks == 1).astype(np.float64)
-            metrics["top1"] = float(right.mean())
-            columns["label"] = [names[c] for c in targets]
-            columns["predicted"] = [names[c] for c in predicted_classes(scores, targets)]
-            columns["top1"] = right
-            if len(names) > 5:
-                columns["top5"] = (ranks <= 5).astype(np.float64)
-                metrics["top5"] = float(columns["top5"].mean())
-            metrics["mean_per_class_recall"] = mean_per_class_recall(right, targets)
+            metrics, judged = judge(scores, targets, names)
+            columns |= judged
             columns["confidence"] = np.concatenate(
                 [
                     classifier.probabilities(embedded.embeds[i : i + _ROWS]).max(axis=1)
                     for i in range(0, len(targets), _ROWS)
                 ]
             )
-            metrics["ece"] = calibration(columns["confidence"], right).ece
+            metrics["ece"] = calibration(columns["confidence"], columns["top1"]).ece
         data = describe_data(
             [self.data.reader],
             samples=len(embedded.keys),
