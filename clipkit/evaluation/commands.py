@@ -126,7 +126,6 @@ def add_classify_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", required=True, metavar="A,B,C", help="the classes in words, between commas"
     )
     parser.add_argument(
-        "--template",
         "--templates",
         metavar="TEXT",
         help="what stands around a label, e.g. 'a photo of a {}', or the name of a set: none, "
@@ -165,7 +164,7 @@ def run_classify(args: argparse.Namespace) -> int:
         )
     encoder = load(args.model)
     with plain_warnings():
-        classifier = ZeroShotClassifier(encoder, labels, args.template, other=args.other)
+        classifier = ZeroShotClassifier(encoder, labels, args.templates, other=args.other)
     failed = 0
     # On a terminal the results themselves are the progress.
     for result in classifier.stream(

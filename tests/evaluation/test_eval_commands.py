@@ -127,7 +127,7 @@ def test_classify_takes_files_and_folders_and_names_what_it_cannot_read(
     assert "gone.png: no such file" in err
     assert "2 of 4 images cannot be read and were skipped" in err
 
-    assert main([*command, "--json", "--template", "a {}"]) == 0
+    assert main([*command, "--json", "--templates", "a {}"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert sum(label["score"] for label in records[0]["labels"]) == pytest.approx(1)
     assert records[0]["label"] == records[0]["labels"][0]["label"]
@@ -152,7 +152,7 @@ def test_classify_names_all_sets_of_templates(capsys: pytest.CaptureFixture[str]
         (["IMAGES/a.png", "--labels", " , "], 2, "labels: there are none"),
         (["IMAGES/a.png", "--labels", "cat"], 2, "give at least two"),
         (["IMAGES/a.png", "--labels", "cat,cat"], 2, "'cat' stands there twice"),
-        (["IMAGES/a.png", "--template", "photos"], 2, "did you mean photo?"),
+        (["IMAGES/a.png", "--templates", "photos"], 2, "did you mean photo?"),
         (["IMAGES/a.png", "--other", "0.5"], 2, "give a number above 0.5"),
         (["IMAGES/a.png", "--model", "x"], 2, "--model: no such option"),
     ],
