@@ -13,6 +13,7 @@ from pathlib import Path
 from clipkit._version import __version__
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.commands import add_classify_arguments, add_eval_arguments
+from clipkit.evaluation.report_command import add_report_arguments
 from clipkit.interchange.commands import add_export_arguments
 from clipkit.retrieval.commands import add_embed_arguments
 from clipkit.retrieval.data_commands import add_data_arguments
@@ -101,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("serve", add_serve_arguments, "search a store in the browser"),
         ("classify", add_classify_arguments, "sort images into classes named in words"),
         ("eval", add_eval_arguments, "measure retrieval on a data set"),
+        ("report", add_report_arguments, "make a page about runs: curves, results, comparison"),
         ("export", add_export_arguments, "write a model for transformers, open_clip or ONNX"),
         ("data", add_data_arguments, "check a data set, or pack it into shards"),
     ):

@@ -1,6 +1,12 @@
 """Typed options of a run; see ``schema.py`` for all of them."""
 
-from clipkit.config.load import config_from_dict, config_to_dict, dump_config, load_config
+from clipkit.config.load import (
+    config_from_dict,
+    config_to_dict,
+    dump_config,
+    flatten,
+    load_config,
+)
 from clipkit.config.schema import Config, PreprocessConfig, SourceConfig, StageConfig
 
 __all__ = [
@@ -11,5 +17,6 @@ __all__ = [
     "config_from_dict",
     "config_to_dict",
     "dump_config",
+    "flatten",
     "load_config",
 ]

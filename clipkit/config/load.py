@@ -120,6 +120,15 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
 
 
+def flatten(tree: Any, prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
+    """Dotted key and value of each leaf of a tree; an empty section is a leaf."""
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
 def validate(config: Config) -> None:
     """Refuses values that are well typed and still cannot work, each in one line.
 

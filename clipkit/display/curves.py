@@ -1,16 +1,34 @@
-"""Numbers over steps → a small chart in SVG, drawn by us, with colours from the page's CSS."""
+"""Numbers over steps → a small chart in SVG, drawn by us."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TypeAlias
 
-_WIDTH, _HEIGHT = 400, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 26
+from clipkit.display.console import shorten
+from clipkit.display.figure import (
+    COLOURS,
+    INK,
+    SOFT,
+    Figure,
+    colour_of,
+    document,
+    grid_line,
+    heading,
+    text_width,
+    words,
+)
+
+_WIDTH, _PLOT = 440, 170
+_LEFT, _RIGHT, _BOTTOM = 50, 12, 26
+_ROW = 18  # of the legend
 _MOST_DOTS = 24  # a line of more points shows only its last as a dot
 _MOST_POINTS = 400  # more cannot be told apart at this width
+_Place: TypeAlias = Callable[[float, float], tuple[float, float]]
+_NAME = 34  # letters of a line's name in the legend
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,70 +42,106 @@ class Series:
 
 def chart(
     title: str, series: Sequence[Series], *, share: bool = False, note: str = ""
-) -> str | None:
-    """A figure with a title, a legend where there is more than one line, and the lines.
+) -> Figure | None:
+    """A figure with a title, a legend with the last values, and the lines.
 
     Args:
         title: what is shown, with its unit.
-        series: at most four lines.
+        series: lines; those without a finite value are left out. Colours begin again after
+            eight of them, dashed.
         share: whether values are shares from 0 to 1, shown on that scale in per cent.
         note: what else the reader should know.
 
     Returns:
-        HTML, or None where there is nothing to draw.
+        None where there is nothing to draw.
     """
-    series = [_thin(each) for each in series]
-    points = [p for each in series for p in _finite(each)]
+    lines = {number: _thin(each) for number, each in enumerate(series)}
+    lines = {number: each for number, each in lines.items() if _finite(each)}
+    points = [p for each in lines.values() for p in _finite(each)]
     if not points:
         return None
     low_x, high_x = _range([x for x, _ in points])
     ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if share else _ticks(*_range([y for _, y in points]))
     low_y, high_y = ticks[0], ticks[-1]
+    legend, top = _legend(lines, share)
+    height = top + _PLOT + _BOTTOM
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - low_x) / (high_x - low_x)
         up = (y - low_y) / (high_y - low_y)
         return (
             round(_LEFT + across * (_WIDTH - _LEFT - _RIGHT), 1),
-            round(_HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM), 1),
+            round(top + _PLOT - up * _PLOT, 1),
         )
 
-    parts = []
+    parts = [heading(title, _WIDTH), *legend]
     for tick in ticks:
         _, y = place(low_x, tick)
         label = f"{tick:.0%}" if share else _number(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 3.5}" text-anchor="end">{label}</text>')
-    base = _HEIGHT - 8
-    parts.append(f'<text x="{_LEFT}" y="{base}">{_number(low_x)}</text>')
-    parts.append(
-        f'<text x="{_WIDTH - _RIGHT}" y="{base}" text-anchor="end">step {_number(high_x)}</text>'
-    )
-    for number, each in enumerate(series):
-        for run in _runs(each):
-            path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in run))
-            parts.append(f'<polyline class="line s{number}" points="{path}"/>')
-        finite = _finite(each)
-        marked = finite if len(finite) <= _MOST_DOTS else finite[-1:]
-        for step, value in marked:
-            x, y = place(step, value)
-            shown = f"{value:.1%}" if share else _number(value)
-            parts.append(
-                f'<circle class="dot s{number}" cx="{x}" cy="{y}" r="2.5"><title>'
-                f"{escape(each.name)}: {shown} at step {_number(step)}</title></circle>"
-            )
-    legend = "".join(
-        f'<span class="key"><i class="s{number}"></i>{escape(each.name)}'
-        f"<b>{_last(each, share)}</b></span>"
-        for number, each in enumerate(series)
-        if _finite(each)
-    )
-    return (
-        f'<figure class="chart"><figcaption><h3>{escape(title)}</h3>'
-        f'<div class="legend">{legend}</div></figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
-        f"{''.join(parts)}</svg>{f'<p class=note>{escape(note)}</p>' if note else ''}</figure>"
-    )
+        parts.append(grid_line(_LEFT, y, _WIDTH - _RIGHT, y))
+        parts.append(words(_LEFT - 8, y + 4, label, anchor="end"))
+    parts += _steps(low_x, high_x, height - 8, place)
+    for number, each in lines.items():
+        parts += _line(number, each, place, share)
+    return Figure(title, document(_WIDTH, height, title, parts), note)
+
+
+def _line(number: int, series: Series, place: _Place, share: bool) -> list[str]:
+    name, colour = colour_of(number)
+    dash = ' stroke-dasharray="5 3"' if number >= len(COLOURS) else ""
+    parts = []
+    for run in _runs(series):
+        path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in run))
+        parts.append(
+            f'<polyline class="line {name}" points="{path}" fill="none" stroke="{colour}" '
+            f'stroke-width="2" stroke-linejoin="round" stroke-linecap="round"{dash}/>'
+        )
+    finite = _finite(series)
+    for step, value in finite if len(finite) <= _MOST_DOTS else finite[-1:]:
+        x, y = place(step, value)
+        shown = f"{value:.1%}" if share else _number(value)
+        parts.append(
+            f'<circle class="dot {name}" cx="{x}" cy="{y}" r="2.5" fill="{colour}"><title>'
+            f"{escape(series.name)}: {shown} at step {_number(step)}</title></circle>"
+        )
+    return parts
+
+
+def _legend(lines: dict[int, Series], share: bool) -> tuple[list[str], int]:
+    """Name and last value of each line; and where the plot begins below them."""
+    parts, x, y = [], 2.0, 36
+    for number, each in lines.items():
+        name, colour = colour_of(number)
+        text, last = shorten(each.name, _NAME), _finite(each)[-1][1]
+        value = f"{last:.1%}" if share else _number(last)
+        width = 16 + text_width(text) + 6 + text_width(value) + 16
+        if x > 2 and x + width > _WIDTH:
+            x, y = 2.0, y + _ROW
+        fill = "0.45" if number >= len(COLOURS) else "1"
+        parts.append(
+            f'<rect class="dot {name}" x="{x:g}" y="{y - 9}" width="10" height="10" rx="3" '
+            f'fill="{colour}" fill-opacity="{fill}"/>'
+        )
+        parts.append(
+            f'<text x="{x + 16:g}" y="{y}" fill="{SOFT}">{escape(text)}'
+            f'<tspan class="ink" dx="6" fill="{INK}" font-weight="600">{value}</tspan></text>'
+        )
+        x += width
+    return parts, y + 16
+
+
+def _steps(low: float, high: float, y: float, place: _Place) -> list[str]:
+    """The steps under the plot: its ends, and round numbers between them where there is room."""
+    left, right = _number(low), f"step {_number(high)}"
+    parts = [words(_LEFT, y, left), words(_WIDTH - _RIGHT, y, right, anchor="end")]
+    for tick in _ticks(low, high):
+        if not low < tick < high:
+            continue
+        x, _ = place(tick, 0)
+        half = text_width(_number(tick)) / 2 + 8
+        if _LEFT + text_width(left) < x - half and x + half < _WIDTH - _RIGHT - text_width(right):
+            parts.append(words(x, y, _number(tick), anchor="middle"))
+    return parts
 
 
 def _finite(series: Series) -> list[tuple[float, float]]:
@@ -141,8 +195,3 @@ def _number(value: float) -> str:
     if abs(value) >= 1000 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.3g}"
-
-
-def _last(series: Series, share: bool) -> str:
-    value = _finite(series)[-1][1]
-    return f"{value:.1%}" if share else _number(value)

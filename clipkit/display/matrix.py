@@ -16,10 +16,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from clipkit.display.console import display_width, shorten
+from clipkit.display.figure import INK, MARGIN, SOFT, document
 
-_CELL, _GAP, _LETTER = 46, 2, 7  # pixels: a cell's edge, between cells, a letter's width
-_NAME, _TITLE = 18, 30  # columns of a row's name, and of a column's
-_INK, _SOFT, _NONE = "#1b1b19", "#63625d", "#dddddd"
+_GAP, _LETTER = 2, 7  # pixels: between cells, a letter's width
+_NAME, _TITLE = 24, 30  # columns of a row's name, and of a column's
+_NONE = "#dddddd"
 _LOW, _HIGH = np.array([238, 243, 250]), np.array([16, 68, 138])
 _SCALE = 2  # pixels of a PNG for one of the figure's
 
@@ -29,56 +30,62 @@ class _Text:
     x: float
     y: float  # of the base line
     text: str
-    colour: str = _INK
+    colour: str = INK
     anchor: str = "start"
     slanted: bool = False
+    strong: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixFigure:
-    """A figure with a picture and a name at each row, and a text above each column.
+    """A figure with a name, and a picture if there is one, at each row, and a text above each
+    column.
 
     Attributes:
         values: (N, M); what is not finite is a grey cell.
         rows: N names.
         columns: M texts.
-        pictures: N WebP files or None.
+        pictures: N WebP files or None; none at all: no room is left for them.
         most: rows and columns at most; how many are left out is said.
+        title: stands above it all.
+        percent: values are shares, written in per cent, and nothing where that would be 0.
+        cell: pixels of a cell's edge.
     """
 
     values: np.ndarray
     rows: Sequence[str]
     columns: Sequence[str]
-    pictures: Sequence[bytes | None]
+    pictures: Sequence[bytes | None] = ()
     most: int = 40
+    title: str = ""
+    percent: bool = False
+    cell: int = 46
 
     def svg(self) -> str:
         """The figure as a document of its own, which a page can hold too."""
         width, height = self._size()
-        parts = [f'<rect width="{width}" height="{height}" fill="#fff"/>']
+        parts = []
         for i, j, x, y in self._cells():
-            said = escape(f"{self.rows[i]} × {self.columns[j]}: {_number(self.values[i, j])}")
+            number = (self._number(i, j) or "0") + ("%" if self.percent else "")
+            said = escape(f"{self.rows[i]} × {self.columns[j]}: {number}")
             parts.append(
-                f'<rect x="{x}" y="{y}" width="{_CELL}" height="{_CELL}" rx="4" '
+                f'<rect x="{x}" y="{y}" width="{self.cell}" height="{self.cell}" rx="4" '
                 f'fill="{self._colour(i, j)}"><title>{said}</title></rect>'
             )
         for y, picture in self._shown_pictures():
             data = base64.b64encode(picture).decode()
             parts.append(
-                f'<image x="{_GAP}" y="{y}" width="{_CELL}" height="{_CELL}" '
+                f'<image x="{_GAP}" y="{y}" width="{self.cell}" height="{self.cell}" '
                 f'href="data:image/webp;base64,{data}"/>'
             )
         for each in self._texts():
             turn = f' transform="rotate(-40 {each.x} {each.y})"' if each.slanted else ""
+            weight = ' font-weight="600" font-size="13"' if each.strong else ""
             parts.append(
-                f'<text x="{each.x}" y="{each.y}" fill="{each.colour}" '
+                f'<text x="{each.x}" y="{each.y}" fill="{each.colour}"{weight} '
                 f'text-anchor="{each.anchor}"{turn}>{escape(each.text)}</text>'
             )
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-            f'viewBox="0 0 {width} {height}" role="img" aria-label="similarity matrix" '
-            f'font-family="system-ui, sans-serif" font-size="12">{"".join(parts)}</svg>'
-        )
+        return document(width, height, self.title or "similarity matrix", parts)
 
     def image(self) -> Image.Image:
         """The figure in pixels. Its letters are Pillow's own, which are Latin ones."""
@@ -86,7 +93,7 @@ class MatrixFigure:
         image = Image.new("RGB", (size[0] * _SCALE, size[1] * _SCALE), "white")
         draw = ImageDraw.Draw(image)
         font = ImageFont.load_default(12 * _SCALE)
-        edge = _CELL * _SCALE
+        edge = self.cell * _SCALE
         for i, j, x, y in self._cells():
             left, top = x * _SCALE, y * _SCALE
             box = (left, top, left + edge - 1, top + edge - 1)
@@ -109,7 +116,10 @@ class MatrixFigure:
             ImageDraw.Draw(mask).text((reach, reach), each.text, 255, font, "ls")
             corner = (round(place[0]) - reach, round(place[1]) - reach)
             image.paste(each.colour, corner, mask.rotate(40, Image.Resampling.BICUBIC))
-        return image
+        margin = MARGIN * _SCALE
+        framed = Image.new("RGB", [side + 2 * margin for side in image.size], "white")
+        framed.paste(image, (margin, margin))
+        return framed
 
     def _shape(self) -> tuple[int, int]:
         """Rows and columns that are shown."""
@@ -120,37 +130,45 @@ class MatrixFigure:
         rows, columns = self._shape()
         name = max((_width(shorten(name, _NAME)) for name in self.rows[:rows]), default=0)
         title = max((_width(shorten(text, _TITLE)) for text in self.columns[:columns]), default=0)
-        return _CELL + 3 * _GAP + name + 10, round(title * math.sin(math.radians(40))) + 24
+        above = round(title * math.sin(math.radians(40))) + (48 if self.title else 24)
+        return self._pictures_end() + name + 10, above
+
+    def _pictures_end(self) -> int:
+        """Where the names of the rows begin."""
+        shown = any(each is not None for each in self.pictures)
+        return self.cell + 3 * _GAP if shown else _GAP
 
     def _size(self) -> tuple[int, int]:
         (rows, columns), (left, top) = self._shape(), self._origin()
-        step = _CELL + _GAP
+        step = self.cell + _GAP
         # A text leans over the columns behind its own, and the note stands below.
         ends = [
-            left + j * step + _CELL + _width(shorten(text, _TITLE)) * math.cos(math.radians(40))
+            left + j * step + self.cell + _width(shorten(text, _TITLE)) * math.cos(math.radians(40))
             for j, text in enumerate(self.columns[:columns])
         ]
-        return math.ceil(max([*ends, 300])), top + rows * step + 28
+        ends.append(_width(self.title) * 13 / 12 + 8)
+        cut = self._shape() != (len(self.rows), len(self.columns))
+        return math.ceil(max([*ends, 300])), top + rows * step + (28 if cut else 0)
 
     def _cells(self) -> list[tuple[int, int, int, int]]:
         """Row, column, x and y of each."""
         (rows, columns), (left, top) = self._shape(), self._origin()
-        step = _CELL + _GAP
+        step = self.cell + _GAP
         return [
             (i, j, left + j * step, top + i * step) for i in range(rows) for j in range(columns)
         ]
 
     def _shown_pictures(self) -> list[tuple[int, bytes]]:
         """y and the file of each."""
-        top, step = self._origin()[1], _CELL + _GAP
+        top, step = self._origin()[1], self.cell + _GAP
         shown = self.pictures[: self._shape()[0]]
         return [(top + i * step, each) for i, each in enumerate(shown) if each is not None]
 
     def _texts(self) -> list[_Text]:
         (rows, columns), (left, top) = self._shape(), self._origin()
-        step, middle = _CELL + _GAP, _CELL / 2
+        step, middle = self.cell + _GAP, self.cell / 2
         texts = [
-            _Text(_CELL + 3 * _GAP, top + i * step + middle + 4, shorten(name, _NAME))
+            _Text(self._pictures_end(), top + i * step + middle + 4, shorten(name, _NAME))
             for i, name in enumerate(self.rows[:rows])
         ]
         texts += [
@@ -158,13 +176,23 @@ class MatrixFigure:
             for j, text in enumerate(self.columns[:columns])
         ]
         for i, j, x, y in self._cells():
-            colour = "#ffffff" if self._share(i, j) > 0.6 else _INK
-            number = _number(self.values[i, j])
-            texts.append(_Text(x + middle, y + middle + 4, number, colour, "middle"))
+            colour = "#ffffff" if self._share(i, j) > 0.6 else INK
+            if number := self._number(i, j):
+                texts.append(_Text(x + middle, y + middle + 4, number, colour, "middle"))
+        if self.title:
+            texts.append(_Text(_GAP, 15, self.title, strong=True))
         note = f"{rows:,} of {len(self.rows):,} rows, {columns:,} of {len(self.columns):,} columns"
         if (rows, columns) != (len(self.rows), len(self.columns)):
-            texts.append(_Text(_GAP, top + rows * step + 18, note, _SOFT))
+            texts.append(_Text(_GAP, top + rows * step + 18, note, SOFT))
         return texts
+
+    def _number(self, i: int, j: int) -> str:
+        value = float(self.values[i, j])
+        if not math.isfinite(value):
+            return "–"
+        if self.percent:
+            return f"{value:.0%}".rstrip("%") if value >= 0.005 else ""
+        return f"{value:z.2f}"
 
     def _share(self, i: int, j: int) -> float:
         """From 0, the lowest value that is shown, to 1; 0 for what is not finite."""
@@ -182,10 +210,6 @@ class MatrixFigure:
             return _NONE
         mixed = _LOW + (_HIGH - _LOW) * self._share(i, j)
         return "#" + "".join(f"{round(channel):02x}" for channel in mixed)
-
-
-def _number(value: float) -> str:
-    return f"{value:z.2f}" if math.isfinite(value) else "–"
 
 
 def _width(text: str) -> int:

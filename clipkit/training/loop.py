@@ -268,7 +268,13 @@ def _train(
     counts: Counter[str] = Counter()  # of this rank, since this start
     spikes = Spikes()
     ceiling = find_ceiling(device, config.train.precision)
-    log.begin(ceiling, ranks=ranks)
+    log.begin(
+        ceiling,
+        ranks=ranks,
+        device=device.type,
+        samples=len(reader),
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
     meter = Meter(model, ceiling, together)
     for step in range(start, steps):
         fault = saver.fault
@@ -351,6 +357,7 @@ def _train(
                     "epoch": round(done * batch_size / len(reader), 4),
                     **meter.rates(),
                     "skipped": sum(skips(skipped).values()),
+                    "skipped_by_reason": skips(skipped),
                     "truncated_captions": skipped.get("truncated caption", 0),
                     "captions_not_utf8": skipped.get("replaced text", 0),
                     "skipped_steps": skipped.get("non-finite step", 0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from clipkit.config import Config, PreprocessConfig, config_to_dict
+from clipkit.config import Config, PreprocessConfig, config_to_dict, flatten
 from clipkit.config.schema import ForeignPreprocess
 from clipkit.data import Reader
 from clipkit.data.reader import some_captions
@@ -152,13 +152,13 @@ def check_unchanged(config: Config, folder: Path, allowed: Sequence[str]) -> lis
     refused: list[str] = []
     if path.is_file():
         # A key that came with a later version was at its default before.
-        saved = dict(_leaves(_saved_config(path)))
-        defaults = dict(_leaves(config_to_dict(Config())))
+        saved = dict(flatten(_saved_config(path)))
+        defaults = dict(flatten(config_to_dict(Config())))
         # An empty section by default is none beside what it now holds.
         held = [key for key, value in defaults.items() if value == {}]
         full = {key for key in held if any(other.startswith(f"{key}.") for other in saved)}
         before = {key: value for key, value in defaults.items() if key not in full} | saved
-        now = dict(_leaves(config_to_dict(config)))
+        now = dict(flatten(config_to_dict(config)))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) == now.get(key):
                 continue
@@ -185,11 +185,3 @@ def _saved_config(path: Path) -> dict[str, Any]:
             "another output to start anew, or remove it to go on with the config as it is now"
         )
     return tree
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, tree

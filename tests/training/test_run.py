@@ -318,6 +318,7 @@ def test_images_that_cannot_be_read_are_counted_and_too_many_end_the_run(
     records = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     # Two epochs of forty, two bad samples in each.
     assert records[-1]["skipped"] == 4, result.stderr
+    assert sum(records[-1]["skipped_by_reason"].values()) == 4
 
     for i in range(0, 40, 2):
         (folder / f"{i}.png").write_text("<html>not found</html>")
