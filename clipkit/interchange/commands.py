@@ -16,6 +16,9 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", metavar="NAME", help="a folder or hub name with the model's tokenizer"
     )
     parser.add_argument(
+        "--license", metavar="NAME", help="of the model, for the head of its card: apache-2.0, …"
+    )
+    parser.add_argument(
         "--push-to-hub", metavar="OWNER/NAME", help="then upload the folder to the hub"
     )
     parser.set_defaults(run=run_export)
@@ -30,7 +33,13 @@ def run_export(args: argparse.Namespace) -> int:
     from clipkit.interchange.export import export, push
 
     with plain_warnings():
-        found = export(args.model, Path(args.out), to=args.to, tokenizer=args.tokenizer)
+        found = export(
+            args.model,
+            Path(args.out),
+            to=args.to,
+            tokenizer=args.tokenizer,
+            licence=args.license,
+        )
     print(f"{args.model} → {args.out}, for {args.to}")
     print(
         f"compared with {found.library}: unit vectors of images differ by {found.images:.1e}, of "

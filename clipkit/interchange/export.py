@@ -14,6 +14,7 @@ from clipkit.atomic import put_in_place, remove_stale
 from clipkit.data.open_clip_tokenizer import without_cleaning
 from clipkit.encoder import Encoder, load
 from clipkit.errors import CheckpointError, ClipkitError
+from clipkit.evaluation.card import suites_of, with_licence, with_results
 from clipkit.hub import first_line
 from clipkit.interchange import libraries
 from clipkit.interchange.compare import Comparison, Loaded, compare
@@ -25,7 +26,9 @@ from clipkit.models.open_clip_config import CONFIG, describe
 from clipkit.models.pretrained import tokenizer_for_saving
 
 
-def export(model: str, out: Path, *, to: str, tokenizer: str | None = None) -> Comparison:
+def export(
+    model: str, out: Path, *, to: str, tokenizer: str | None = None, licence: str | None = None
+) -> Comparison:
     """Writes a model for another library, runs it there, and compares.
 
     Nothing is left behind where it fails: it is written aside, and renamed once it is compared.
@@ -35,6 +38,7 @@ def export(model: str, out: Path, *, to: str, tokenizer: str | None = None) -> C
         out: the folder to make.
         to: ``transformers``, ``open_clip`` or ``onnx``.
         tokenizer: a folder or hub name; none: the model's own.
+        licence: for the head of the model card; none: what the card of the model says.
 
     Raises:
         CheckpointError: the format has no place for such a model, numbers differ by more than
@@ -51,6 +55,8 @@ def export(model: str, out: Path, *, to: str, tokenizer: str | None = None) -> C
     aside.parent.mkdir(parents=True, exist_ok=True)
     try:
         found = compare(encoder, _WRITE[to](encoder, aside, out.name))
+        card = aside / "README.md"
+        card.write_text(_measured(encoder, card, licence), encoding="utf-8")
         put_in_place(aside, out)
     except (ClipkitError, OSError):
         raise
@@ -148,6 +154,12 @@ def _card(encoder: Encoder, name: str) -> str:
     if isinstance(encoder.model, DualEncoder):
         return default_card(encoder.model, encoder.preprocess, name)
     return f"# {name}\n"
+
+
+def _measured(encoder: Encoder, card: Path, licence: str | None) -> str:
+    """A card with what suites have measured of the model since, and with its licence."""
+    text = card.read_text(encoding="utf-8")
+    return with_licence(with_results(text, suites_of(encoder.folder)), licence)
 
 
 def _write_card(encoder: Encoder, folder: Path, name: str, library: str, use: str) -> None:

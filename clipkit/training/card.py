@@ -6,36 +6,36 @@ from collections.abc import Mapping
 
 from clipkit._version import __version__
 from clipkit.config import Config, dump_config
+from clipkit.evaluation.card import split_rows, with_licence
 
 
 def model_card(
-    config: Config, samples: str, steps: int, results: Mapping[str, Mapping[str, float]]
+    config: Config,
+    samples: str,
+    steps: int,
+    results: Mapping[str, Mapping[str, float]],
+    *,
+    parameters: int,
 ) -> str:
-    """Markdown with a YAML head: what the model is, how it was made, how it does.
+    """Markdown with a YAML head: what the model is, how it was made, how it does, its limits.
 
     Args:
         config: the resolved config of the run.
         samples: how many the training source has, in words.
         steps: optimizer steps taken.
         results: retrieval metrics by split.
+        parameters: how many the model has.
     """
-    paths = [source.path for source in config.data.mix.values()] or [config.data.train.path]
-    data = " + ".join(f"`{path}`" for path in paths)
-    seen = steps * config.train.batch_size
-    rows = [
-        f"| {split} | {metrics['num_images']:,} | {metrics['text_to_image_R@1']:.3f} | "
-        f"{metrics['text_to_image_R@5']:.3f} | {metrics['image_to_text_R@1']:.3f} | "
-        f"{metrics['image_to_text_R@5']:.3f} |"
-        for split, metrics in results.items()
+    size, length = config.preprocess.image_size, config.preprocess.context_length
+    rows = split_rows(results)
+    header = [
+        "| split | direction | R@1 (95% interval) | R@5 (95% interval) | queries |",
+        "|---|---|---|---|---|",
     ]
-    table = "\n".join(
-        [
-            "| split | images | text→image R@1 | R@5 | image→text R@1 | R@5 |",
-            "|---|---|---|---|---|---|",
-            *rows,
-        ]
-    )
-    return f"""---
+    measured = "\n".join([*header, *rows]) if rows else "No split was evaluated."
+    before = config.model.pretrained
+    started = f"Besides what `{before}` was trained on, it" if before else "It"
+    card = f"""---
 library_name: transformers
 pipeline_tag: zero-shot-image-classification
 tags: [clip, clipkit]
@@ -43,16 +43,38 @@ tags: [clip, clipkit]
 # {config.output.rstrip("/").split("/")[-1]}
 
 A contrastive image-text model (CLIP, https://arxiv.org/abs/2103.00020), trained with clipkit
-{__version__}.
+{__version__}: images and texts become vectors of one space, near one another where they belong
+together.
 
-- Data: {data}, {samples} pairs; {seen:,} pairs seen in {steps:,} steps of
-  {config.train.batch_size}.
-- Images: {config.preprocess.image_size}×{config.preprocess.image_size} pixels; captions: up to
-  {config.preprocess.context_length} tokens.
+## Data
+
+{_data(config)}, {samples} pairs;
+{steps * config.train.batch_size:,} pairs seen in {steps:,} steps of {config.train.batch_size:,}.
+
+## Recipe
+
+| | |
+|---|---|
+{_recipe(config, parameters)}
 
 ## Retrieval
 
-{table if rows else "No split was evaluated."}
+{measured}
+
+Equal captions are one text and equal files one image; ties count against the model. The intervals
+are bootstraps over the queries.
+
+## Limits
+
+- {started} has seen the data above and nothing else: what they do not show or name it does not
+  know, and what is one-sided or wrong in them it has learned.
+- Images are reduced to {size} × {size} pixels, so small things and written words are lost; captions
+  are cut after {length} tokens.
+- A score is a cosine, no probability: it ranks, and what is high for one caption may be low for
+  another.
+- What was measured is in the tables of this card, on the data named there. Nothing was measured of
+  other kinds of images, other languages, or of how it treats people: measure it on yours before you
+  rely on it (`clipkit eval`).
 
 ## Use
 
@@ -72,3 +94,33 @@ It loads as well with `AutoModel`, `AutoProcessor`, `pipeline("zero-shot-image-c
 {dump_config(config).rstrip()}
 ```
 """
+    return with_licence(card, None)
+
+
+def _data(config: Config) -> str:
+    paths = [source.path for source in config.data.mix.values()] or [config.data.train.path]
+    return " + ".join(f"`{path}`" for path in paths)
+
+
+def _recipe(config: Config, parameters: int) -> str:
+    model, loss, optim, train = config.model, config.loss, config.optim, config.train
+    if model.pretrained:
+        architecture = f"from `{model.pretrained}`, frozen: {model.freeze}"
+    else:
+        architecture = (
+            f"image tower {model.vision.layers} × {model.vision.width}, patches of "
+            f"{model.vision.patch_size}; text tower {model.text.layers} × {model.text.width}; "
+            f"{model.embed_dim} dimensions"
+        )
+    low, high = config.data.augment.crop_scale
+    facts = {
+        "model": f"{architecture}; {parameters / 1e6:,.2f} M parameters",
+        "loss": f"{loss.kind}, over {train.batch_size:,} pairs at a time",
+        "optimizer": f"{optim.name}, learning rate {optim.lr:g}, {optim.schedule}, "
+        f"{optim.warmup_steps} steps of warm-up, weight decay {optim.weight_decay:g}",
+        "augmentation": f"crops of {low:g} to {high:g} of the area, mirrored with probability "
+        f"{config.data.augment.horizontal_flip:g}",
+        "precision": train.precision,
+        "averaged weights": "no" if train.ema is None else f"yes, decay {train.ema:g}",
+    }
+    return "\n".join(f"| {name} | {value} |" for name, value in facts.items())

@@ -21,6 +21,7 @@ from clipkit.data import MixtureReader, Reader, build_train_loader
 from clipkit.data.reader import samples_text
 from clipkit.encoder import Encoder
 from clipkit.errors import ClipkitError, NonFiniteError, Preempted, RunRefused
+from clipkit.evaluation.card import update_card
 from clipkit.evaluation.report import write_report
 from clipkit.interrupt import Stop, stop_signals
 from clipkit.lock import Claim, Held, owner_of
@@ -268,12 +269,13 @@ def _train(
     counts: Counter[str] = Counter()  # of this rank, since this start
     spikes = Spikes()
     ceiling = find_ceiling(device, config.train.precision)
+    num_parameters = sum(p.numel() for p in model.parameters())
     log.begin(
         ceiling,
         ranks=ranks,
         device=device.type,
         samples=len(reader),
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=num_parameters,
     )
     meter = Meter(model, ceiling, together)
     for step in range(start, steps):
@@ -381,9 +383,11 @@ def _train(
     saver.wait()
     final = folder / "model"
     with average.in_place_of_weights() if average else contextlib.nullcontext():
-        saver.save_model(final, model_card(config, samples_text(reader), steps, results))
+        card = model_card(config, samples_text(reader), steps, results, parameters=num_parameters)
+        saver.save_model(final, card)
     evaluation.save(folder, final)
     if accelerator.is_main_process:
+        update_card(final)
         write_report(folder)
         write_status(folder, "done", 0, step=steps, total_steps=steps, metrics=results)
         log.say(f"the model is in {final}")

@@ -135,7 +135,9 @@ def test_without_the_library_it_says_what_it_was_compared_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
-    found = export(str(save_clip(tmp_path / "model")), tmp_path / "out", to="open_clip")
+    model, out = str(save_clip(tmp_path / "model")), tmp_path / "out"
+    found = export(model, out, to="open_clip", licence="apache-2.0")
+    assert "\nlicense: apache-2.0\n" in (out / "README.md").read_text().split("---\n")[1]
     assert found.missing == "open_clip_torch"
     assert found.library == "clipkit's own reading of the checkpoint"
     assert max(found.images, found.texts) < 1e-5

@@ -96,6 +96,7 @@ def test_a_run_leaves_what_the_readme_says(whole: Path) -> None:
     assert (whole / "checkpoints" / "latest").read_text().strip() == "step-000009"
     files = {p.name for p in (whole / "model").iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= files
+    assert "| held-out | text → image | " in (whole / "model" / "README.md").read_text()
     assert not [p for p in whole.rglob("*") if p.suffix in {".tmp", ".bin", ".pt", ".pkl"}]
     last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
     assert (last["kind"], last["split"], last["num_images"]) == ("eval", "held-out", 221)
