@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clipkit.config import Config, load_config
     from clipkit.encoder import Encoder, load
     from clipkit.errors import ClipkitError
+    from clipkit.evaluation.curves import training_curves
     from clipkit.evaluation.similarity import similarity_matrix
     from clipkit.evaluation.zero_shot import ZeroShotClassifier
     from clipkit.retrieval.embed import embed
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from clipkit.retrieval.query import SearchQuery
     from clipkit.retrieval.store import EmbeddingStore
     from clipkit.training.loop import train
+    from clipkit.training.start import build_encoder
 
 _HOME = {
     "ClipkitError": "clipkit.errors",
@@ -30,11 +32,13 @@ _HOME = {
     "Index": "clipkit.retrieval.index",
     "SearchQuery": "clipkit.retrieval.query",
     "ZeroShotClassifier": "clipkit.evaluation.zero_shot",
+    "build_encoder": "clipkit.training.start",
     "embed": "clipkit.retrieval.embed",
     "load": "clipkit.encoder",
     "load_config": "clipkit.config",
     "similarity_matrix": "clipkit.evaluation.similarity",
     "train": "clipkit.training.loop",
+    "training_curves": "clipkit.evaluation.curves",
 }
 
 __all__ = [
@@ -46,11 +50,13 @@ __all__ = [
     "SearchQuery",
     "ZeroShotClassifier",
     "__version__",
+    "build_encoder",
     "embed",
     "load",
     "load_config",
     "similarity_matrix",
     "train",
+    "training_curves",
 ]
 
 

@@ -26,11 +26,13 @@ _SPLITS = re.compile(r"(train|training|valid|validation|val|dev|test|held-?out)(
 _HUB_DATASET = re.compile(r"hf://datasets/[^/]+/[^/*?{\[]+/?")
 
 
-def open_source(source: SourceConfig, *, progress: bool = True, estimate: bool = False) -> Reader:
+def open_source(
+    source: SourceConfig | str, *, progress: bool = True, estimate: bool = False
+) -> Reader:
     """Finds a source's files, makes or reads their indexes, and counts the samples.
 
     Args:
-        source: what to read.
+        source: what to read; a path alone will do.
         progress: show a bar on stderr where there is something to index.
         estimate: totals may be estimates where counting would read all of a remote source, or
             where the source's ``count`` says so. A filter counts.
@@ -39,6 +41,7 @@ def open_source(source: SourceConfig, *, progress: bool = True, estimate: bool =
         DataError: nothing is there, nothing usable is, or it is not clear what is meant; the
             message names the path and says what was looked for.
     """
+    source = SourceConfig(path=source) if isinstance(source, str) else source
     if source.filter != FilterConfig():
         whole = _open(source, progress, estimate=False)
         return keep_wanted(whole, source.filter, progress=progress)

@@ -149,7 +149,7 @@ def embed(
                 raise
         finally:
             parts.release()
-    return EmbeddingStore(folder)
+    return EmbeddingStore(out)  # by the name that the caller knows
 
 
 class _Work:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from clipkit.config import Config
 from clipkit.data import Reader
+from clipkit.encoder import Encoder
 from clipkit.errors import ConfigError
 from clipkit.evaluation.suite import Suite, load_suite
 from clipkit.models import DualEncoder
@@ -109,6 +110,21 @@ def _open_suite(config: Config, progress: bool) -> Suite | None:
     suite = load_suite(config.eval.suite)
     suite.open(progress=progress)
     return suite
+
+
+def build_encoder(config: Config) -> Encoder:
+    """The model that a run of this config begins with, ready to embed: a new one, or that of
+    ``model.pretrained``. Nothing is written.
+
+    Example:
+        >>> before = clipkit.build_encoder(clipkit.load_config("configs/emoji.yaml"))
+
+    Raises:
+        ClipkitError: the run could not start.
+    """
+    begun = begin(config)
+    tokenizer, model, _ = begun.build(Path(config.output), keep=False)
+    return Encoder(model, begun.config.preprocess, tokenizer, begun.accelerator.device)
 
 
 def _check_offload(config: Config, device: torch.device, ranks: int) -> None:

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_run import write_config
 
+import clipkit
 import clipkit.training.loop as loop
 from clipkit.config import Config, load_config
 from clipkit.errors import ClipkitError, Preempted, RunRefused
@@ -138,3 +140,13 @@ def test_a_run_that_is_stopped_before_it_saved_does_not_say_it_has(
 def test_an_empty_value_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(ClipkitError, match=f"^{key}: it is empty"):
         load_config(write_config(tmp_path), [f"{key}=''"])
+
+
+def test_the_model_that_a_run_begins_with_is_there_before_it(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, train__steps=1, optim__lr=1e-12))
+    before = clipkit.build_encoder(config)
+    assert not (tmp_path / "run").exists()
+    after = clipkit.load(loop.train(config), device="cpu")
+    embeds = [encoder.encode_text(["red apple", "dog"]) for encoder in (before, after)]
+    np.testing.assert_allclose(*embeds, atol=1e-4)
+    assert before.scale == pytest.approx(1 / config.loss.init_temperature, rel=1e-4)
