@@ -26,7 +26,8 @@ _CSS = """
 .clipkit-curves text { fill: #63625d; font-size: 11px; }
 .clipkit-curves .grid { stroke: #e3e2dd; stroke-width: 1; }
 .clipkit-curves .line { fill: none; stroke-width: 2; }
-.clipkit-curves .key { margin-right: 12px; color: #63625d; }
+.clipkit-curves .key { display: inline-block; margin-right: 12px; color: #63625d;
+  white-space: nowrap; }
 .clipkit-curves .key b { margin-left: 5px; color: #1b1b19; }
 .clipkit-curves .key i { display: inline-block; width: 9px; height: 9px; border-radius: 3px;
   margin-right: 5px; }
