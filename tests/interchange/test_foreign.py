@@ -27,6 +27,7 @@ from tiny_model import noise_image, noise_shard
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 import clipkit
+from clipkit.cli import main
 from clipkit.errors import CheckpointError
 
 IMAGES = [noise_image(i, size) for i, size in enumerate([(50, 41), (33, 64), (35, 32), (99, 38)])]
@@ -245,6 +246,46 @@ def test_the_commands_take_a_siglip(clipkit: Any, tmp_path: Path) -> None:
     assert (found.returncode, found.stdout.count("a.tar")) == (0, 2), found.stderr
     weights = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
     assert json.loads((store / "manifest.json").read_text())["weights_sha256"] == weights
+
+
+@pytest.mark.parametrize(
+    "kind", ["clip", "siglip", "siglip 2", "VisionTextDualEncoder", "open_clip", "open_clip, bias"]
+)
+def test_classify_and_eval_take_models_from_elsewhere(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    if kind.startswith("open_clip"):
+        pytest.importorskip("open_clip")
+        bias = {"init_logit_bias": -10.0, "custom_text": True} if "bias" in kind else {}
+        save_open_clip(folder, {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT, **bias})
+    elif kind == "VisionTextDualEncoder":
+        save_vision_text(folder)
+    elif kind == "clip":
+        save_clip(folder)
+    else:
+        save_siglip(folder, second=kind.endswith("2"))
+    noise_image(0).save(tmp_path / "a.png")
+    asked = ["--labels", "a cat,two dogs,the house", "--json", "-k", "3"]
+    capsys.readouterr()  # what saving said
+    assert main(["classify", str(folder), str(tmp_path / "a.png"), *asked]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    found = json.loads(out)
+    scores = [each["score"] for each in found["labels"]]
+    assert len(scores) == 3
+    assert found["label"] == found["labels"][0]["label"]
+    if "bias" in kind or "siglip" in kind:
+        assert all(0 < score < 1 for score in scores)  # a yes or no to each
+    else:
+        assert sum(scores) == pytest.approx(1, abs=1e-4)
+
+    shard = noise_shard(tmp_path / "a.tar", 6)
+    numbers = tmp_path / "numbers.json"
+    assert main(["eval", str(folder), str(shard), "--workers", "0", "--json", str(numbers)]) == 0
+    metrics = json.loads(numbers.read_text())["metrics"]
+    assert (metrics["num_images"], metrics["num_texts"]) == (6, 6)
+    assert metrics["text_to_image_R@10"] == 1
 
 
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12} | {
