@@ -17,27 +17,7 @@ if TYPE_CHECKING:
 _WAYS = {"text_to_image": "text → image", "image_to_text": "image → text"}
 _PRINTED = 20  # rows in a terminal
 # Colours of its own on white, and rules for nothing else on the page.
-_CSS = """
-.clipkit-curves { display: flex; flex-wrap: wrap; gap: 16px; padding: 10px; background: #fff;
-  color: #1b1b19; font: 13px/1.4 system-ui, sans-serif; }
-.clipkit-curves .chart { margin: 0; width: 340px; }
-.clipkit-curves h3 { font-size: 13px; margin: 0; }
-.clipkit-curves svg { display: block; width: 100%; height: auto; }
-.clipkit-curves text { fill: #63625d; font-size: 11px; }
-.clipkit-curves .grid { stroke: #e3e2dd; stroke-width: 1; }
-.clipkit-curves .line { fill: none; stroke-width: 2; }
-.clipkit-curves .key { display: inline-block; margin-right: 12px; color: #63625d;
-  white-space: nowrap; }
-.clipkit-curves .key b { margin-left: 5px; color: #1b1b19; }
-.clipkit-curves .key i { display: inline-block; width: 9px; height: 9px; border-radius: 3px;
-  margin-right: 5px; }
-"""
-_CSS += "".join(
-    f".clipkit-curves .line.s{i} {{ stroke: {colour}; }} "
-    f".clipkit-curves .dot.s{i} {{ fill: {colour}; }} "
-    f".clipkit-curves i.s{i} {{ background: {colour}; }}\n"
-    for i, colour in enumerate(("#2a78d6", "#d9622b", "#2f8f5b", "#8a5cc4"))
-)
+_LOOK = "display: flex; flex-wrap: wrap; gap: 16px; padding: 10px; background: #fff;"
 
 
 @dataclass(repr=False, eq=False)
@@ -82,8 +62,8 @@ class TrainingCurves:
             ]
             charts.append(chart(f"Retrieval on {split}", lines, share=True))
         charts.append(chart("Scale (inverse temperature)", [_series(self.train, "scale", "scale")]))
-        drawn = "".join(each for each in charts if each is not None)
-        return f'<style>{_CSS}</style><div class="clipkit-curves">{drawn}</div>'
+        drawn = "".join(f"<div>{each.svg}</div>" for each in charts if each is not None)
+        return f'<div style="{_LOOK}">{drawn}</div>'
 
 
 def training_curves(run: str | Path) -> TrainingCurves:

@@ -17,6 +17,7 @@ import numpy as np
 
 from clipkit.data import Reader, SampleError
 from clipkit.data.tokenize import clean_caption
+from clipkit.encoder import Encoder
 from clipkit.errors import DataError
 from clipkit.evaluation.embedding import EmbeddedSource, Job, embed_texts
 from clipkit.evaluation.features import kept_source
@@ -51,7 +52,7 @@ class RetrievalSet:
 
 
 def evaluate_retrieval(
-    job: Job,
+    job: Job | Encoder,
     reader: Reader,
     *,
     gallery: Reader | Sequence[Reader] | None = None,
@@ -62,7 +63,7 @@ def evaluate_retrieval(
     All ranks must call this, and all get the same result, that of one process.
 
     Args:
-        job: the model and the ranks.
+        job: the model and the ranks; or a model, on this process alone.
         reader: image-caption pairs.
         gallery: more images that the right ones must be told apart from; those that are in
             ``reader`` too count once.
@@ -75,13 +76,14 @@ def evaluate_retrieval(
     Raises:
         DataError: no sample can be used.
     """
-    collected = embed_retrieval_set(job, reader, gallery=gallery)
+    shared = Job(job) if isinstance(job, Encoder) else job
+    collected = embed_retrieval_set(shared, reader, gallery=gallery)
 
     def measure() -> dict[str, float]:
         assert collected is not None
-        return summarise(collected, ks=ks, device=job.encoder.device)
+        return summarise(collected, ks=ks, device=shared.encoder.device)
 
-    return from_rank_zero(measure, job.world_size)
+    return from_rank_zero(measure, shared.world_size)
 
 
 def summarise(

@@ -46,7 +46,7 @@ def test_equal_files_are_one_image_and_equal_captions_one_text(
     assert collected.captions == ["red", "blue", "cat"]
     assert collected.matches.tolist() == [[0, 0], [0, 1], [1, 0], [2, 2], [2, 2]]
     assert collected.places == [(0, 0), (0, 2), (0, 3)]
-    metrics = evaluate_retrieval(Job(tiny_encoder), reader)
+    metrics = evaluate_retrieval(tiny_encoder, reader)
     assert (metrics["num_images"], metrics["num_texts"]) == (3, 3)
 
 
@@ -57,7 +57,7 @@ def test_a_gallery_adds_images_and_counts_those_known_once(
     # Ten images, of which five are known, and no captions.
     files = [(png_bytes(noise_image(i)), None) for i in range(5, 15)]
     gallery = _open(write_shard(tmp_path / "b.tar", files), caption="none")
-    alone = evaluate_retrieval(Job(tiny_encoder), reader)
+    alone = evaluate_retrieval(tiny_encoder, reader)
     among = evaluate_retrieval(Job(tiny_encoder), reader, gallery=gallery)
     assert among["num_images"] == 15
     assert among["num_texts"] == 10
