@@ -12,11 +12,8 @@ say "1. Train: names of emoji and their pictures, from scratch"
 clipkit train configs/emoji.yaml
 
 say "2. Evaluate: 221 held-out combinations of person and skin tone, never seen in training"
-clipkit eval "$run" 'data/emoji/held-out-*.tar' --html "$run/report.html"
-echo
-echo "The same queries against the full gallery of 3,619 emoji:"
-clipkit eval "$run" 'data/emoji/held-out-*.tar' \
-    --gallery 'data/emoji/train-*.tar' 'data/emoji/validation-*.tar'
+clipkit eval "$run" --suite configs/suite-emoji.yaml
+clipkit report "$run"
 
 say "3. Search all emoji by text"
 clipkit embed "$run" 'data/emoji/*.tar' "$run/store" --overwrite
