@@ -414,7 +414,7 @@ class TarReader:
     def _of_class(self, raw: bytes | None) -> list[str]:
         """The captions that a ``.cls`` member stands for: it holds a class's number or name."""
         name = (raw or b"").decode("utf-8-sig", "replace").strip()
-        if self._class_names is not None and name.isdigit():
+        if self._class_names is not None and name.isdecimal():
             number = int(name) if len(name) < 10 else -1
             name = self._class_names[number] if 0 <= number < len(self._class_names) else ""
         return reader.class_captions(name, self.source) if name.strip() else []

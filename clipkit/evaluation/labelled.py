@@ -25,9 +25,9 @@ from clipkit.types import Pair
 class LabelledData:
     """An open source of labelled images.
 
-    A label of the data is a class by its number, by its name, or by its key where ``class_names``
-    has keys. Folders of images are by their names, or, where these are none of the classes, by
-    their order.
+    A label of the data is a class by its name, by its key where ``class_names`` has keys, or by
+    its number where there are names, and their keys are no numbers themselves. Folders of images
+    are by their names, or, where these are none of the classes, by their order.
 
     Args:
         source: the images.
@@ -68,6 +68,10 @@ class LabelledData:
         }
         self._by_folder = isinstance(self.reader, FolderReader)
         there = self._labels_there()
+        # Where classes are called by numbers, these are no places in a list.
+        self._counted = given is not None and not (
+            isinstance(class_names, Mapping) and any(label.isdecimal() for label in given)
+        )
         if given is None:
             words = {each: each.replace("_", " ").strip() for each in sorted(there)}
             given = names_of({each: [name] for each, name in words.items()}) if words else {}
@@ -86,17 +90,26 @@ class LabelledData:
         """The classes of each embedded sample, as numbers.
 
         Raises:
-            ConfigError: a label that is no class.
-            DataError: not one sample can be used.
+            ConfigError: a label that is no class, or several though it was said that there is one.
+            DataError: not one sample can be used, or none has a class.
         """
         if not embedded.keys:
             first = embedded.skipped[0] if embedded.skipped else None
             reason = f" (the first: {first.origin}: {first.reason})" if first else ""
             raise DataError(f"{self.reader.source.path}: no sample can be used{reason}")
-        return [
+        found = [
             sorted({self._class_of(label, self.reader.locate(int(row))) for label in labels})
             for row, labels in zip(embedded.rows, embedded.told, strict=True)
         ]
+        most = max(range(len(found)), key=lambda i: len(found[i]))
+        if not found[most]:
+            raise DataError(f"{self.reader.source.path}: not one sample has a class")
+        if self.several is False and len(found[most]) > 1:
+            raise ConfigError(
+                f"several: false, and {self.reader.locate(int(embedded.rows[most]))} has "
+                f"{len(found[most])} classes; set it to true"
+            )
+        return found
 
     def one_each(self, embedded: EmbeddedSource) -> np.ndarray:
         """(N,) the class of each embedded sample, as a number.
@@ -158,10 +171,16 @@ class LabelledData:
         exact = {label: c for c, label in enumerate(self.classes)}
         numbers = {str(c): c for c in range(len(self.classes))}
         if not self._by_folder:
+            if not self._counted:
+                return {**names, **exact}
+            digits = [label for label in there if label.isdecimal()]
+            if all(label in exact for label in digits) and not all(n in numbers for n in digits):
+                self._counted = False  # classes whose names are numbers, by their names
+                return {**names, **exact}
             return {**names, **exact, **numbers}
         folders = sorted(there)
         if not all(label in exact or _plain(label) in names for label in folders):
-            if all(label.isdigit() and int(label) < len(self.classes) for label in folders):
+            if all(label.isdecimal() and int(label) < len(self.classes) for label in folders):
                 return {label: int(label) for label in folders}
             if len(folders) != len(self.classes):
                 raise ConfigError(
@@ -179,7 +198,8 @@ class LabelledData:
         number = self._numbers.get(label, self._numbers.get(_plain(label)))
         if number is None:
             count = len(self.classes)
-            rule = f"0 to {count - 1}" if label.isdigit() else shorten(", ".join(self.classes), 60)
+            by_number = self._counted and label.isdecimal()
+            rule = f"0 to {count - 1}" if by_number else shorten(", ".join(self.classes), 60)
             raise ConfigError(
                 f"class_names: {where} has the class {shorten(label, 60)}, and there are {count} "
                 f"classes ({rule})"
@@ -189,7 +209,7 @@ class LabelledData:
 
 def _in_order(folders: Sequence[str]) -> dict[str, int]:
     """The first folder is class 0; those called by numbers are in their order."""
-    by_number = all(label.isdigit() for label in folders)
+    by_number = all(label.isdecimal() for label in folders)
     ordered = sorted(folders, key=int) if by_number else folders
     return {label: c for c, label in enumerate(ordered)}
 
@@ -214,6 +234,9 @@ def _given_classes(given: Any) -> dict[str, list[str]] | None:
         lines = read_class_names(SourceConfig(class_names=given)) or []
         given = "\n".join(line.strip() for line in lines).rstrip().split("\n")
     if isinstance(given, Mapping):
+        keys = [_text(key) for key in given]
+        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+            raise ConfigError(f"class_names: {twice[0]!r} stands there twice; leave one out")
         given = {_text(key): _names(value) for key, value in given.items()}
     elif isinstance(given, Sequence):
         given = [_text(each) for each in given]

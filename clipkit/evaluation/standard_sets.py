@@ -23,7 +23,7 @@ def standard_set(name: str) -> dict[str, Any]:
         ConfigError: there is no set of that name; the nearest is named.
     """
     sets = known_sets()
-    if name not in sets:
+    if not isinstance(name, str) or name not in sets:
         near = difflib.get_close_matches(str(name), sets, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sets)}"
         raise ConfigError(f"use: {name}; no standard set has this name; {hint}")
@@ -84,9 +84,11 @@ def wds_keys(path: str) -> dict[str, Any]:
     return {}
 
 
-def _unique(names: list[str]) -> dict[str, str]:
-    """Label → name, in the order of the classes: of two classes with one name, as ImageNet's have
-    it, the second gets another label."""
+def _unique(names: list[str]) -> list[str] | dict[str, str]:
+    """The names as they are; or label → name where two classes have one name, as ImageNet's have
+    it: the second gets another label."""
+    if len(set(names)) == len(names):
+        return names
     labels: dict[str, str] = {}
     for number, name in enumerate(names):
         labels[f"{name} ({number})" if name in labels else name] = name

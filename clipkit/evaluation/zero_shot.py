@@ -329,7 +329,9 @@ class ZeroShotClassifier:
         cut = []
         for label, each in zip(self.labels, prompts, strict=True):
             # A token is a byte at least, so that most need no second look.
-            long = [prompt for prompt in each if len(prompt.encode()) + 2 > length]
+            long = [
+                prompt for prompt in each if len(prompt.encode("utf-8", "replace")) + 2 > length
+            ]
             if long and tokenize(self.encoder.tokenizer, long, context_length=length)[1]:
                 cut.append(label)
         if cut:
