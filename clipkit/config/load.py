@@ -83,6 +83,8 @@ def _source(value: Any, key: str) -> dict[str, Any]:
     is wrong."""
     value = {"path": value} if isinstance(value, str) else value
     _check_keys(value, SourceConfig, prefix=f"{key}.")
+    if not value.get("path"):
+        raise ConfigError(f"{key}: no source is named; give a file, folder, glob or URL")
     try:
         return dataclasses.asdict(_typed(SourceConfig, value, key))
     except ConfigError as error:
@@ -334,6 +336,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # <<: what follows may be set anew
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a list or mapping is no key", key_node.start_mark
+                )
             key = self.construct_object(key_node, deep=deep)
             if key in seen:
                 raise yaml.constructor.ConstructorError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from clipkit.config.schema import SourceConfig
 from clipkit.data import files
-from clipkit.data.reader import Access
+from clipkit.data.reader import Access, caption_texts
 from clipkit.data.table import read_image
 from clipkit.errors import DataError
 from clipkit.types import Pair
@@ -45,14 +45,19 @@ class KarpathyReader:
             self._images = [
                 (
                     "/".join(part for part in (each.get("filepath"), each["filename"]) if part),
-                    [str(sentence["raw"]) for sentence in each["sentences"]],
+                    caption_texts([[sentence["raw"] for sentence in each["sentences"]]], source),
                 )
                 for each in images
                 if each["split"] == split
             ]
             splits = sorted({str(each["split"]) for each in images})
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise DataError(f"{annotations}: an image there lacks {error}") from None
+        except TypeError:
+            raise DataError(
+                f"{annotations}: an image there is not as in Karpathy's files: filename and split "
+                "are texts, sentences a list of mappings with raw"
+            ) from None
         if not self._images:
             raise DataError(
                 f"{annotations}: no image is of the split {split!r}; there are {', '.join(splits)}"

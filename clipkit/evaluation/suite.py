@@ -71,11 +71,15 @@ def load_suite(path: str | Path) -> Suite:
             f"{path}: tasks: there are none; name at least one, e.g. tasks: {{flickr: {{kind: "
             "retrieval, data: flickr/*.tar}}"
         )
-    tasks = []
+    tasks: dict[str, Task] = {}
     for name, keys in named.items():
+        if not str(name).strip():
+            raise ConfigError(f"{path}: tasks: one has no name; give it one")
+        if str(name) in tasks:
+            raise ConfigError(f"{path}: tasks: two are called {name}; rename one")
         with _naming(f"{path}, task {name}"):
-            tasks.append(build_task(str(name), keys))
-    return Suite(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest(), tasks)
+            tasks[str(name)] = build_task(str(name), keys)
+    return Suite(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest(), [*tasks.values()])
 
 
 def build_task(name: str, keys: Any) -> Task:
@@ -90,7 +94,7 @@ def build_task(name: str, keys: Any) -> Task:
     own = dict(keys)
     base = standard_set(own.pop("use")) if "use" in own else {}
     kind = own.pop("kind", base.pop("kind", None))
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         if kind is None:
             raise ConfigError(f"kind: none is given; there are {', '.join(KINDS)}")
         near = difflib.get_close_matches(str(kind), KINDS, n=1)
