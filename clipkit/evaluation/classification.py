@@ -56,8 +56,9 @@ def mean_per_class_recall(right: np.ndarray, targets: np.ndarray) -> float:
 
 
 def average_precisions(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """(C,) the average precision of each class: the mean, over its images, of the share of its
-    images among all that score as high or higher. NaN for a class without an image.
+    """(C,) the average precision of each class: the mean, over its images from the best on, of the
+    share of its images among all up to there; others that score as high come before. NaN for a
+    class without an image.
 
     Args:
         scores: (N, C).

@@ -63,8 +63,8 @@ class Ranking(NamedTuple):
 
     Attributes:
         ranks: (Q,) of its best right answer, from 1; 0 where a query has no match.
-        average_precision: (Q,) the mean, over its right answers, of the share of right ones among
-            those that rank as high; NaN where a query has no match.
+        average_precision: (Q,) the mean, over its right answers from the best on, of the share of
+            right ones among all up to there; NaN where a query has no match.
     """
 
     ranks: np.ndarray

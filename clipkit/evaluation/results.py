@@ -5,24 +5,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipkit.atomic import sync, write_json, write_text
+from clipkit.atomic import sync, write_json
 from clipkit.errors import CheckpointError
+from clipkit.lock import Claim, Held
 
 FORMAT = 1
 RESULTS = "results.json"
 TABLE = "results.csv"
+_WAIT = 60.0  # seconds for another process that writes results
 _COLUMNS = ("created", "model", "sha256", "suite", "task", "metric", "value", "low", "high")
 
 
@@ -106,27 +111,58 @@ def write_results(
     tasks = {}
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        for each in results:
-            record: dict[str, Any] = {
-                "kind": each.kind,
-                "metrics": each.metrics,
-                "intervals": {name: list(ends) for name, ends in each.intervals.items()},
-                "data": each.data,
-            }
-            if each.samples:
-                record["samples"] = f"samples/{_file_name(each.name)}.parquet"
-                _write_table(folder / record["samples"], each.samples)
-            tasks[each.name] = record
-        path = folder / RESULTS
-        write_json(path, _finite({"format": FORMAT, **about, "tasks": tasks}))
-        named = {record.get("samples") for record in tasks.values()}
-        for old in (folder / "samples").glob("*.parquet"):
-            if f"samples/{old.name}" not in named:
-                old.unlink()
-        _append(table, results, about)
+        with _alone(table.parent):
+            before = _tables_of(folder)
+            for each in results:
+                record: dict[str, Any] = {
+                    "kind": each.kind,
+                    "metrics": each.metrics,
+                    "intervals": {name: list(ends) for name, ends in each.intervals.items()},
+                    "data": each.data,
+                }
+                if each.samples:
+                    record["samples"] = f"samples/{_file_name(each.name)}.parquet"
+                    _write_table(folder / record["samples"], each.samples)
+                tasks[each.name] = record
+            path = folder / RESULTS
+            write_json(path, _finite({"format": FORMAT, **about, "tasks": tasks}))
+            named = {folder / record.get("samples", "") for record in tasks.values()}
+            for old in before - named:
+                old.unlink(missing_ok=True)
+            _append(table, results, about)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
     return path
+
+
+def check_places(folder: Path, table: Path) -> None:
+    """Makes the folder of results, before anything is measured for it.
+
+    Args:
+        folder: see ``write_results``.
+        table: likewise.
+
+    Raises:
+        CheckpointError: it cannot be made or written to, or something else is where files will be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for each in {folder, table.parent, folder / "samples"}:
+            if each.exists() and not (each.is_dir() and os.access(each, os.W_OK)):
+                why = "is read-only" if each.is_dir() else "is no folder"
+                raise CheckpointError(f"{each}: {why}, and results are written there")
+        for each in (folder / RESULTS, table):
+            if each.is_dir():
+                raise CheckpointError(f"{each}: is a folder, and results are written there")
+        if table.exists():
+            with table.open("rb") as file:
+                first = file.readline(2**12)
+            if first.strip() and first.strip() != ",".join(_COLUMNS).encode():
+                raise CheckpointError(
+                    f"{table}: has other columns than the results of a suite; move it away"
+                )
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be made ({error.strerror})") from None
 
 
 def read_results(folder: str | Path) -> SuiteResults:
@@ -157,6 +193,11 @@ def read_results(folder: str | Path) -> SuiteResults:
             )
             for name, record in records.items()
         }
+        tables = {
+            name: path.parent / record["samples"]
+            for name, record in records.items()
+            if record.get("samples")
+        }
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; clipkit eval --suite writes it") from None
     except OSError as error:
@@ -165,12 +206,37 @@ def read_results(folder: str | Path) -> SuiteResults:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: not the results of a suite; evaluate again") from None
-    tables = {
-        name: path.parent / record["samples"]
-        for name, record in records.items()
-        if record.get("samples")
-    }
     return SuiteResults(path.parent, tree, tasks, tables)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process after the other: two would mix their files, or lose lines of the CSV."""
+    end = time.monotonic() + _WAIT
+    while True:
+        try:
+            claim = Claim(folder / ".results.lock")
+            break
+        except Held as held:
+            if time.monotonic() > end:
+                raise CheckpointError(
+                    f"{folder}: {held} writes results there and does not end; end it, and evaluate "
+                    "again"
+                ) from None
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        claim.release()
+
+
+def _tables_of(folder: Path) -> set[Path]:
+    """The Parquet files of the results that are there; none of what cannot be read."""
+    try:
+        tables = read_results(folder).tables.values()
+    except CheckpointError:
+        return set()
+    return {path for path in tables if path.parent == folder / "samples"}
 
 
 def _write_table(path: Path, columns: Mapping[str, Any]) -> None:
@@ -199,21 +265,43 @@ def _append(path: Path, results: Sequence[TaskResult], about: Mapping[str, Any])
     """A line for each metric, after those that are there."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    if not before:
-        writer.writerow(_COLUMNS)
     model, suite = about.get("model", {}), about.get("suite", {})
     facts = (about.get("created"), model.get("path"), model.get("sha256"), suite.get("path"))
-    for each in results:
-        for metric, value in each.metrics.items():
-            ends = each.intervals.get(metric, ("", ""))
-            writer.writerow([*facts, each.name, metric, value, *ends])
-    write_text(path, before + lines.getvalue())
+    with path.open("ab+") as file:
+        size = file.tell()
+        if not size:
+            writer.writerow(_COLUMNS)
+        else:
+            file.seek(-1, os.SEEK_END)
+            lines.write("" if file.read(1) == b"\n" else "\n")  # a line that was cut stays alone
+        for each in results:
+            for metric, value in each.metrics.items():
+                ends = each.intervals.get(metric, ("", ""))
+                writer.writerow([*facts, each.name, metric, value, *ends])
+        try:
+            file.write(lines.getvalue().encode("utf-8", "replace"))
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:  # a full disk, for one: no half of a header stays
+            os.truncate(path, size)
+            raise
 
 
 def _file_name(task: str) -> str:
-    """A task's name as a file's: what is no letter, digit, dot, dash or underscore is escaped."""
-    return "".join(c if c.isalnum() or c in "._-" else f"%{ord(c):02x}" for c in task).lstrip(".")
+    """A task's name as a file's, each its own: what is no letter, digit, dash, underscore or inner
+    dot is escaped; what is too long ends in a hash."""
+    name = "".join(
+        c if c.isalnum() or c in "_-" or (c == "." and i) else _escaped(c)
+        for i, c in enumerate(task)
+    )
+    if len(name.encode()) > 200:
+        digest = hashlib.sha256(task.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        name = f"{name[:40]}%{digest}"
+    return name
+
+
+def _escaped(character: str) -> str:
+    return "".join(f"%{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
 
 
 def _finite(tree: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from clipkit._version import __version__
 from clipkit.encoder import Encoder
-from clipkit.errors import CheckpointError, ConfigError
+from clipkit.errors import ConfigError
 from clipkit.evaluation.embedding import Job
 from clipkit.evaluation.results import TaskResult, write_results
 from clipkit.evaluation.statistics import bootstrap_interval
@@ -58,18 +58,6 @@ def run_folder(encoder: Encoder) -> Path:
         raise ConfigError(f"--out: {encoder.name} is from the hub; name a folder for the results")
     folder = encoder.folder
     return folder.parent if folder.name == "model" else folder
-
-
-def make_folder(folder: Path) -> None:
-    """Makes the folder of results before anything is measured.
-
-    Raises:
-        CheckpointError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be made ({error.strerror})") from None
 
 
 def save_results(

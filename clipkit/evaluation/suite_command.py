@@ -14,9 +14,8 @@ from clipkit.display.console import default_workers, format_table, plain_warning
 from clipkit.encoder import Encoder, load
 from clipkit.errors import ConfigError
 from clipkit.evaluation.embedding import Job
-from clipkit.evaluation.results import TABLE, TaskResult
+from clipkit.evaluation.results import TABLE, TaskResult, check_places
 from clipkit.evaluation.run_suite import (
-    make_folder,
     remarks,
     run_folder,
     run_suite,
@@ -91,7 +90,7 @@ def _places(out: str | None, encoder: Encoder, suite: Suite) -> tuple[Path, Path
     else:
         home = run_folder(encoder) / "eval"
         folder, table = home / suite.name, home / TABLE
-    make_folder(folder)
+    check_places(folder, table)
     return folder, table
 
 

@@ -302,6 +302,7 @@ def test_results_are_printed_written_and_read(
     out = tmp_path / "out"
     command = ["eval", str(tiny_folder), "--suite", str(mixed), "--workers", "0"]
     assert main([*command, "--out", str(out)]) == 0
+    assert main([*command, "--out", str(out)]) == 0
     said, told = capsys.readouterr()
     results = read_results(out)
     assert list(results.tasks) == ["pairs", "classes"]
