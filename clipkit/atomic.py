@@ -59,7 +59,7 @@ def create_json(path: Path, tree: Any) -> bool:
         except FileExistsError:
             return False
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in NO_LINKS:
                 raise
             if path.exists():
                 return False
@@ -74,7 +74,7 @@ def create_json(path: Path, tree: Any) -> bool:
 
 
 # What file systems without hard links answer.
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def sync(path: Path) -> None:

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from clipkit.atomic import sync, write_json
+from clipkit.atomic import NO_LINKS, sync, write_json
 from clipkit.errors import CheckpointError
 from clipkit.lock import Claim, Held
 
 FORMAT = 1
 RESULTS = "results.json"
 TABLE = "results.csv"
-_WAIT = 60.0  # seconds for another process that writes results
+_WAIT = 180.0  # seconds for another that writes results; longer than for a dead one
 _COLUMNS = ("created", "model", "sha256", "suite", "task", "metric", "value", "low", "high")
 
 
@@ -213,21 +213,26 @@ def read_results(folder: str | Path) -> SuiteResults:
 def _alone(folder: Path) -> Iterator[None]:
     """One process after the other: two would mix their files, or lose lines of the CSV."""
     end = time.monotonic() + _WAIT
-    while True:
+    claim = None
+    while claim is None:
         try:
             claim = Claim(folder / ".results.lock")
-            break
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            break  # this file system cannot say who is first
         except Held as held:
             if time.monotonic() > end:
                 raise CheckpointError(
                     f"{folder}: {held} writes results there and does not end; end it, and evaluate "
                     "again"
                 ) from None
-        time.sleep(0.1)
+            time.sleep(0.1)
     try:
         yield
     finally:
-        claim.release()
+        if claim is not None:
+            claim.release()
 
 
 def _tables_of(folder: Path) -> set[Path]:
