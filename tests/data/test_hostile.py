@@ -363,7 +363,9 @@ def full_pictures() -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-@pytest.mark.parametrize("decoder", ["fastest decoder", "pillow"])
+@pytest.mark.parametrize(
+    "decoder", ["fastest decoder", pytest.param("pillow", marks=pytest.mark.long)]
+)
 def test_memory_is_bounded_by_the_pixel_cap(tmp_path: Path, decoder: str):
     (tmp_path / "warm.png").write_bytes(encoded(photo(), "PNG"))
     refused = {case.name: case.data for case in corpus() if case.reason is not None}

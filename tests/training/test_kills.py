@@ -220,7 +220,7 @@ def test_ranks_end_when_their_launcher_is_killed(start: Any, tmp_path: Path) -> 
     assert run.status()["exit_code"] == 75, run.said.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long  # most of a minute is waiting
 def test_a_rank_that_is_stopped_is_given_up_within_a_minute(start: Any, tmp_path: Path) -> None:
     """As a machine that has frozen: its process is there and does nothing."""
     config = write_config(tmp_path, **LONG, data__evaluate={})

@@ -109,7 +109,7 @@ def test_a_run_leaves_what_the_readme_says(whole: Path) -> None:
     [
         ("step-5", 0, "fork"),
         ("step-5", 2, "fork"),
-        ("step-2", 2, "spawn"),
+        pytest.param("step-2", 2, "spawn", marks=pytest.mark.long),
         ("save-6-copied", 0, "fork"),
         ("save-6-written", 0, "fork"),
         ("save-6-synced", 2, "fork"),
@@ -183,7 +183,10 @@ def test_a_changed_config_is_shown_and_refused_unless_allowed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+# torchrun is what test_equivalence.py starts its ranks with.
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("torchrun", marks=pytest.mark.long), "accelerate"]
+)
 def test_two_ranks_equal_one_process(clipkit: Run, tmp_path: Path, launcher: str) -> None:
     # Dropout differs by rank; without it, only the order of sums does.
     plain = {"model__vision__dropout": 0.0, "model__text__dropout": 0.0}
