@@ -8,7 +8,18 @@ import sys
 from pathlib import Path
 
 # A folder or module, and what of clipkit it may import besides itself.
-LOW = {"errors", "_version", "config", "types", "hub", "atomic", "lock", "interrupt", "launcher"}
+LOW = {
+    "errors",
+    "_version",
+    "config",
+    "types",
+    "hub",
+    "atomic",
+    "lock",
+    "interrupt",
+    "launcher",
+    "digest",
+}
 TOWERS = {*LOW, "data", "models", "losses"}
 SHOWN = {"inputs", "display"}
 USERS = {*TOWERS, "inputs", "encoder", "display"}
@@ -21,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "lock": set(),
     "interrupt": set(),
     "launcher": {"errors"},
+    "digest": {"errors"},
     "config": {"errors"},
     "data": LOW,
     "models": LOW,

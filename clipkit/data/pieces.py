@@ -8,6 +8,7 @@ batch, part) alone: workers, start method and prefetching cannot change a bit of
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -179,7 +180,7 @@ def _number(content: bytes) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-class Pieces(Dataset[Piece | DataError]):
+class Pieces(ABC, Dataset[Piece | DataError]):
     """Piece number → piece; batch k is made of the pieces [k·per_batch, (k+1)·per_batch)."""
 
     per_batch: int
@@ -202,8 +203,9 @@ class Pieces(Dataset[Piece | DataError]):
             # raised again by the loader.
             return error
 
+    @abstractmethod
     def rows(self, batch: int, part: int) -> tuple[np.ndarray, np.ndarray]:
-        raise NotImplementedError
+        """The rows of a part of a batch, and their positions."""
 
     def _rows_ahead(self, number: int) -> list[int]:
         rows: list[int] = self.rows(*divmod(number, self.per_batch))[0].tolist()

@@ -12,10 +12,10 @@ from pathlib import Path
 import yaml
 
 from clipkit.atomic import write_text
+from clipkit.digest import weights_sha256
 from clipkit.evaluation.report.runs import is_finite, read_runs
 from clipkit.evaluation.report.tables import show_interval, show_metric, split_way
 from clipkit.evaluation.results import SuiteResults
-from clipkit.evaluation.run_suite import weights_sha256
 
 RESULTS_HEADING, LICENCE_HEADING = "Results of suites", "Licence"
 _NO_LICENCE = (

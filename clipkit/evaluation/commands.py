@@ -73,6 +73,7 @@ def run_eval(args: argparse.Namespace) -> int:
     from clipkit.evaluation.gallery import retrieval_gallery
     from clipkit.evaluation.report import metric_rows, write_report
     from clipkit.evaluation.retrieval import embed_retrieval_set, summarise
+    from clipkit.evaluation.run_suite import run_folder
 
     # A list, of keywords for one, is one question.
     reader = open_source(SourceConfig(path=args.source, caption=args.caption, captions="join"))
@@ -110,8 +111,12 @@ def run_eval(args: argparse.Namespace) -> int:
             collected, [reader, *galleries], title=f"Searches with the texts of {name}"
         )
         name += f", among {metrics['num_images']:,.0f} images" if args.gallery else ""
-        run_folder = encoder.folder.parent if encoder.folder.name == "model" else encoder.folder
-        write_report(run_folder, results={name: metrics}, galleries=[shown], out=Path(args.html))
+        write_report(
+            run_folder(encoder.folder),
+            results={name: metrics},
+            galleries=[shown],
+            out=Path(args.html),
+        )
         remark(f"the page is {args.html}")
     return 0
 

@@ -6,7 +6,7 @@ vectors are bit for bit those of one process with as many threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,18 +108,7 @@ def ask_source(job: Job, reader: Reader, ask: Callable[[Pair], Any]) -> dict[int
     numbers = batches_of_rank(reader, job.batch_size, job.rank, job.world_size)
 
     def share() -> dict[int, Any]:
-        loader = build_eval_loader(
-            reader,
-            job.encoder.preprocess,
-            None,
-            batch_size=job.batch_size,
-            workers=job.workers,
-            max_image_pixels=job.max_image_pixels,
-            images=False,
-            texts=False,
-            ask=ask,
-            batches=numbers,
-        )
+        loader = _open_loader(job, reader, numbers, images=False, ask=ask)
         return {
             batch.step * job.batch_size + i: batch.told[i]
             for batch in loader
@@ -136,14 +125,9 @@ def batches_of_rank(reader: Reader, batch_size: int, rank: int, world_size: int)
     return range(total * rank // world_size, total * (rank + 1) // world_size)
 
 
-def _embed_share(
-    job: Job,
-    reader: Reader,
-    ask: Callable[[Pair], Any] | None,
-    change: Callable[[torch.Tensor, str], torch.Tensor] | None,
-) -> EmbeddedSource:
-    numbers = batches_of_rank(reader, job.batch_size, job.rank, job.world_size)
-    loader = build_eval_loader(
+def _open_loader(job: Job, reader: Reader, batches: range, **options: Any) -> Iterable[Batch]:
+    """Some batches of a source, without texts; see ``build_eval_loader``."""
+    return build_eval_loader(
         reader,
         job.encoder.preprocess,
         None,
@@ -151,10 +135,19 @@ def _embed_share(
         workers=job.workers,
         max_image_pixels=job.max_image_pixels,
         texts=False,
-        ask=ask,
-        change=change,
-        batches=numbers,
+        batches=batches,
+        **options,
     )
+
+
+def _embed_share(
+    job: Job,
+    reader: Reader,
+    ask: Callable[[Pair], Any] | None,
+    change: Callable[[torch.Tensor, str], torch.Tensor] | None,
+) -> EmbeddedSource:
+    numbers = batches_of_rank(reader, job.batch_size, job.rank, job.world_size)
+    loader = _open_loader(job, reader, numbers, ask=ask, change=change)
     share = EmbeddedSource(np.zeros(0, dtype=np.int64), [], np.zeros(0), [])
     rows = [share.rows]
     parts = [np.zeros((0, job.encoder.embed_dim), dtype=np.float32)]

@@ -50,18 +50,18 @@ def kept_source(
         return embed_source(job, reader, ask)
 
     def place() -> Path:
-        facts = (
-            *(
-                _FORMAT,
-                __version__,
-                torch.__version__,
-                job.encoder.device.type,
-                torch.get_num_threads(),
-            ),
-            *(job.batch_size, job.max_image_pixels),
-            *(_model_digest(job.encoder), _images_digest(reader)),
+        name = files.digest(
+            _FORMAT,
+            __version__,
+            torch.__version__,
+            job.encoder.device.type,
+            torch.get_num_threads(),
+            job.batch_size,
+            job.max_image_pixels,
+            _model_digest(job.encoder),
+            _images_digest(reader),
         )
-        return cache_folder("features") / f"{files.digest(*facts)}.npz"
+        return cache_folder("features") / f"{name}.npz"
 
     path = at_rank_zero(place, job.world_size)
     images = at_rank_zero(lambda: None if path is None else _load(path), job.world_size)

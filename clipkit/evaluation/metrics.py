@@ -104,19 +104,6 @@ def retrieval_rankings(
     return _rank(texts, images, pairs[:, ::-1]), _rank(images, texts, pairs)
 
 
-def retrieval_ranks(
-    image_embeds: np.ndarray,
-    text_embeds: np.ndarray,
-    matches: np.ndarray | None = None,
-    *,
-    device: torch.device | str = "cpu",
-) -> tuple[np.ndarray, np.ndarray]:
-    """The rank of the best right answer for each text, (M,), and for each image, (N,); from 1,
-    and 0 where a row has no match. See ``retrieval_metrics``."""
-    rankings = retrieval_rankings(image_embeds, text_embeds, matches, device=device)
-    return rankings[0].ranks, rankings[1].ranks
-
-
 def _as_pairs(
     image_embeds: np.ndarray, text_embeds: np.ndarray, matches: np.ndarray | None
 ) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from clipkit._version import __version__
+from clipkit.digest import weights_sha256
 from clipkit.encoder import Encoder
-from clipkit.errors import ConfigError
 from clipkit.evaluation.embedding import Job
 from clipkit.evaluation.results import TaskResult, write_results
 from clipkit.evaluation.statistics import bootstrap_interval
@@ -48,16 +47,9 @@ def remarks(result: TaskResult) -> list[str]:
     return [f"{result.name}: {each}" for each in [*result.data["notes"], *left_out]]
 
 
-def run_folder(encoder: Encoder) -> Path:
-    """The run that a model is of, or the model's own folder.
-
-    Raises:
-        ConfigError: the model is from the hub, and has neither.
-    """
-    if not Path(encoder.name or "").is_dir():
-        raise ConfigError(f"--out: {encoder.name} is from the hub; name a folder for the results")
-    folder = encoder.folder
-    return folder.parent if folder.name == "model" else folder
+def run_folder(model: Path) -> Path:
+    """The run that a model's folder is of, or that folder."""
+    return model.parent if model.name == "model" else model
 
 
 def save_results(
@@ -112,19 +104,6 @@ def add_intervals(result: TaskResult) -> None:
         for name in result.metrics
         if name in result.samples
     }
-
-
-def weights_sha256(folder: Path) -> str:
-    """Of a model's weights; of several files, of them all by name."""
-    files = sorted(p for end in ("*.safetensors", "*.bin", "*.pt") for p in folder.glob(end))
-    whole = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            one = hashlib.file_digest(file, "sha256")
-        if len(files) == 1:
-            return one.hexdigest()
-        whole.update(f"{path.name} {one.hexdigest()}\n".encode())
-    return whole.hexdigest()
 
 
 def _dtype(encoder: Encoder) -> Any:

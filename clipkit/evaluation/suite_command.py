@@ -88,7 +88,11 @@ def _places(out: str | None, encoder: Encoder, suite: Suite) -> tuple[Path, Path
     if out is not None:
         folder, table = Path(out), Path(out) / TABLE
     else:
-        home = run_folder(encoder) / "eval"
+        if not Path(encoder.name or "").is_dir():
+            raise ConfigError(
+                f"--out: {encoder.name} is from the hub; name a folder for the results"
+            )
+        home = run_folder(encoder.folder) / "eval"
         folder, table = home / suite.name, home / TABLE
     check_places(folder, table)
     return folder, table

@@ -20,10 +20,11 @@ import numpy as np
 
 from clipkit._version import __version__
 from clipkit.atomic import sync, write_json
+from clipkit.digest import sha256
 from clipkit.display.console import progress_bar
 from clipkit.errors import CheckpointError
 from clipkit.retrieval.scan import CodeScan, quantise, read_rows, residual_norms
-from clipkit.retrieval.store import VERIFIED_BYTES, sha256
+from clipkit.retrieval.store import VERIFIED_BYTES
 
 if TYPE_CHECKING:
     from clipkit.retrieval.store import EmbeddingStore

@@ -12,7 +12,6 @@ Parts lie end to end, in the order of the source; docs/store.md has all of it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -25,6 +24,7 @@ import pyarrow.parquet as pq
 
 from clipkit.config.load import source_from_dict
 from clipkit.config.schema import SourceConfig
+from clipkit.digest import sha256, text_sha256, weights_sha256
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.retrieval.columns import TYPES, table_schema
 from clipkit.retrieval.parts import Parts
@@ -277,9 +277,6 @@ def _read_rows(file: pq.ParquetFile, rows: np.ndarray) -> pa.Table:
 
 
 # Of transformers, and of open_clip.
-_WEIGHTS = ("model*.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-
-
 def encoder_hashes(encoder: Encoder) -> dict[str, str]:
     """``weights_sha256`` and ``preprocess_sha256``: what makes two models' vectors comparable.
 
@@ -287,15 +284,11 @@ def encoder_hashes(encoder: Encoder) -> dict[str, str]:
         CheckpointError: the model is in no folder.
     """
     folder = encoder.folder
-    found = [path for name in _WEIGHTS for path in folder.glob(name)]
-    digests = [sha256(path) for path in sorted(found)]
-    if not digests:
-        raise CheckpointError(f"{folder}: the weights (model.safetensors) are no longer there")
-    weights = digests[0] if len(digests) == 1 else _sha256_text(" ".join(digests))
+    weights = weights_sha256(folder)
     preprocess = json.dumps(dataclasses.asdict(encoder.preprocess), sort_keys=True)
     tokenizer = folder / "tokenizer.json"
     texts = sha256(tokenizer) if tokenizer.is_file() else ""
-    return {"weights_sha256": weights, "preprocess_sha256": _sha256_text(preprocess + texts)}
+    return {"weights_sha256": weights, "preprocess_sha256": text_sha256(preprocess + texts)}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -370,13 +363,3 @@ _VALID: dict[str, Callable[[Any], bool]] = {
     "skipped": _is_dict,
     "parts": _well_formed,
 }
-
-
-def _sha256_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, as ``sha256sum`` prints it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

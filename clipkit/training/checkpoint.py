@@ -10,7 +10,6 @@ the state that there is besides weights and moments. No pickle is written or rea
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import re
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from clipkit.atomic import sync, sync_tree, write_json, write_text
+from clipkit.digest import sha256
 from clipkit.errors import CheckpointError
 from clipkit.training.distributed import Ranks
 from clipkit.training.failpoint import failpoint
@@ -223,8 +223,3 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,9 +9,9 @@ import yaml
 from tiny_model import save_tiny_model
 
 from clipkit.config import Config
+from clipkit.digest import weights_sha256
 from clipkit.evaluation.card import update_card, with_licence, with_section
 from clipkit.evaluation.results import TaskResult, write_results
-from clipkit.evaluation.run_suite import weights_sha256
 from clipkit.evaluation.statistics import bootstrap_interval
 from clipkit.training.card import model_card
 

@@ -12,7 +12,7 @@ import torch
 
 from clipkit.errors import ClipkitError
 from clipkit.evaluation import metrics as module
-from clipkit.evaluation.metrics import retrieval_metrics, retrieval_ranks
+from clipkit.evaluation.metrics import retrieval_metrics, retrieval_rankings
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_ranks_equal_brute_force_with_ties_and_several_right_answers(
     of_text = [set(pairs[pairs[:, 1] == t, 0].tolist()) for t in range(31)]
     of_image = [set(pairs[pairs[:, 0] == i, 1].tolist()) for i in range(23)]
 
-    text_ranks, image_ranks = retrieval_ranks(images, texts, pairs)
+    text_ranks, image_ranks = (each.ranks for each in retrieval_rankings(images, texts, pairs))
 
     assert text_ranks.tolist() == _slow_ranks(texts, images, of_text)
     assert image_ranks.tolist() == _slow_ranks(images, texts, of_image)
@@ -191,6 +191,8 @@ def test_ranks_on_a_gpu_equal_those_on_the_cpu() -> None:
     images = _unit(rng.normal(size=(3000, 64)))
     texts = _unit(images + 0.3 * rng.normal(size=(3000, 64)))
     for ours, theirs in zip(
-        retrieval_ranks(images, texts, device="cuda"), retrieval_ranks(images, texts), strict=True
+        retrieval_rankings(images, texts, device="cuda"),
+        retrieval_rankings(images, texts),
+        strict=True,
     ):
-        np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(ours.ranks, theirs.ranks)

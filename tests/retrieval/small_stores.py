@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipkit.retrieval.store import EmbeddingStore, sha256
+from clipkit.digest import sha256
+from clipkit.retrieval.store import EmbeddingStore
 
 
 def cut_store(

@@ -13,12 +13,13 @@ import pytest
 from tiny_model import noise_shard
 
 from clipkit.cli import main
+from clipkit.digest import sha256
 from clipkit.encoder import Encoder
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.retrieval.approximate import build_approximate, plan_index
 from clipkit.retrieval.embed import embed
 from clipkit.retrieval.index_command import byte_count
-from clipkit.retrieval.store import EmbeddingStore, sha256
+from clipkit.retrieval.store import EmbeddingStore
 
 pytest.importorskip("faiss")
 

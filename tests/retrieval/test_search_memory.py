@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clipkit.digest import sha256
 from clipkit.retrieval.columns import table_schema
-from clipkit.retrieval.store import FORMAT, VERSION, sha256
+from clipkit.retrieval.store import FORMAT, VERSION
 
 FULL = os.environ.get("CLIPKIT_MATRIX") == "full"
 # Anonymous memory is what a process has made; pages of mapped files can be dropped at any time.

@@ -14,12 +14,13 @@ import pytest
 from tiny_model import noise_image, noise_shard, png_bytes, save_tiny_model, write_shard
 
 import clipkit
+from clipkit.digest import sha256
 from clipkit.encoder import Encoder
 from clipkit.errors import CheckpointError, ClipkitError, ConfigError, DataError
 from clipkit.retrieval import store as store_module
 from clipkit.retrieval.embed import embed
 from clipkit.retrieval.page import search_page
-from clipkit.retrieval.store import EmbeddingStore, sha256
+from clipkit.retrieval.store import EmbeddingStore
 
 
 @pytest.fixture

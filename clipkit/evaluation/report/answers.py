@@ -9,6 +9,7 @@ from clipkit.display.matrix import MatrixFigure
 from clipkit.display.page import Answer, Gallery, Query, note, queries, table
 from clipkit.display.reliability import reliability_chart
 from clipkit.evaluation.calibration import calibration
+from clipkit.evaluation.classification import confusion_counts
 from clipkit.evaluation.report.pictures import Pictures
 from clipkit.evaluation.report.tables import show
 
@@ -40,11 +41,14 @@ def confusion_matrix(title: str, label: np.ndarray, predicted: np.ndarray) -> Fi
     order = np.argsort(-counts, kind="stable")[:_CLASSES]
     shown = [str(name) for name in names[order]]
     place = {name: i for i, name in enumerate(shown)}
-    others = len(names) > len(shown) or any(p not in place for p in set(predicted.tolist()))
-    matrix = np.zeros((len(shown), len(shown) + others))
-    for name, guess in zip(label.tolist(), predicted.tolist(), strict=True):
-        if name in place:
-            matrix[place[name], place.get(guess, -1)] += 1
+    # What is not shown comes last.
+    right, guessed = (
+        np.array([place.get(name, len(shown)) for name in each.tolist()])
+        for each in (label, predicted)
+    )
+    matrix = confusion_counts(right, guessed, len(shown) + 1)[:-1]
+    others = len(names) > len(shown) or bool(matrix[:, -1].any())
+    matrix = matrix if others else matrix[:, :-1]
     totals = matrix.sum(axis=1)
     drawn = MatrixFigure(
         matrix / totals[:, None],
