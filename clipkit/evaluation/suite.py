@@ -109,8 +109,9 @@ def build_task(name: str, keys: Any) -> Task:
     # Of these, a task of another kind has no use for some.
     base, told = ({k: v for k, v in each.items() if k in wanted} for each in (base, told))
     options: Any = options_from_dict(KINDS[kind].Options, {**base, **told, **own})
-    if "data" in wanted and not options.data.path:
-        raise ConfigError("data: no source is named; give a file, folder, glob or URL")
+    for key in ("train", "data"):
+        if key in wanted and not getattr(options, key).path:
+            raise ConfigError(f"{key}: no source is named; give a file, folder, glob or URL")
     return KINDS[kind](name, options)
 
 

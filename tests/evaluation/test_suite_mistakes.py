@@ -34,6 +34,7 @@ KEYS: list[tuple[str, int, str]] = [
     ("kind: retrieval, data: 5", 2, "data: a mapping of keys is wanted, got 5"),
     ("kind: retrieval, data: x, lines: 7", 2, "lines: "),
     ("kind: retrieval", 2, "data: no source is named"),
+    ("kind: linear_probe, data: x", 2, "train: no source is named"),
     ("kind: retrieval, data: x, gallery: ['']", 2, "gallery.0: no source is named"),
     ("kind: retrieval, data: /no/such", 3, "/no/such: no such file or folder"),
     ("data: /no/such, use: cifar10", 3, "/no/such: no such file or folder"),
