@@ -15,7 +15,7 @@ from clipkit.digest import weights_sha256
 from clipkit.encoder import Encoder
 from clipkit.evaluation.embedding import Job
 from clipkit.evaluation.results import TaskResult, write_results
-from clipkit.evaluation.statistics import bootstrap_interval
+from clipkit.evaluation.statistics import bootstrap_interval, recall_interval
 from clipkit.evaluation.suite import Suite
 
 
@@ -98,12 +98,21 @@ def save_results(
 
 
 def add_intervals(result: TaskResult) -> None:
-    """A 95% bootstrap interval for each metric that is a mean over rows."""
+    """A 95% bootstrap interval for each metric that is a mean over rows, or over classes of rows.
+
+    Not for ``ece`` and ``mAP``: that of a resample is larger by its very making (sampling noise
+    adds to a calibration error, a row drawn twice follows itself in a ranking), so that its
+    quantiles do not hold the truth as often as they say.
+    """
+    samples = result.samples
     result.intervals = {
-        name: bootstrap_interval(np.asarray(result.samples[name]))
+        name: bootstrap_interval(np.asarray(samples[name]))
         for name in result.metrics
-        if name in result.samples
+        if name in samples
     }
+    if "mean_per_class_recall" in result.metrics:
+        right, labels = np.asarray(samples["top1"]), np.asarray(samples["label"])
+        result.intervals["mean_per_class_recall"] = recall_interval(right, labels)
 
 
 def _dtype(encoder: Encoder) -> Any:

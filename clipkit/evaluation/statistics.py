@@ -71,6 +71,44 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def recall_interval(
+    right: np.ndarray,
+    classes: np.ndarray,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Between which two numbers the mean of the classes' recalls lies: the percentile bootstrap,
+    over rows. A class that a resample draws no row of is left out of its mean.
+
+    Args:
+        right: (N,) 1 where a row was taken for its class, 0 else.
+        classes: (N,) the class of each row, of any type that sorts.
+        level, resamples, seed: see ``bootstrap_interval``.
+
+    Returns:
+        The lower and the upper end; of no row NaN twice.
+    """
+    right, rows = np.asarray(right, dtype=np.float64), len(right)
+    if not rows:
+        return float("nan"), float("nan")
+    numbers = np.unique(classes, return_inverse=True)[1]
+    counts = np.bincount(numbers)
+    hits = np.bincount(numbers, weights=right).astype(np.int64)
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    for block in _blocks(resamples, 4 * len(counts)):
+        size = block.stop - block.start
+        # How often each class is drawn, and how often one of its hits is.
+        drawn = rng.multinomial(rows, counts / rows, size=size)  # (size, C)
+        right_ones = rng.binomial(drawn, hits / counts)
+        recalls = np.where(drawn > 0, right_ones / drawn.clip(1), np.nan)
+        means[block] = np.nanmean(recalls, axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def paired_test(
     a: np.ndarray, b: np.ndarray, *, seed: int = 0, resamples: int = 10_000
 ) -> PairedTest:

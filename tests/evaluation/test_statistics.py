@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clipkit.evaluation.statistics import bootstrap_interval, paired_test
+from clipkit.evaluation.statistics import bootstrap_interval, paired_test, recall_interval
 
 
 @pytest.mark.parametrize("kind", ["hits", "numbers"])
@@ -46,6 +46,21 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         low, high = bootstrap_interval((rng.random(200) < 0.4).astype(float), seed=seed)
         covered += low <= 0.4 <= high
     assert 0.91 <= covered / 300 <= 0.99
+
+
+def test_the_interval_of_the_mean_recall_is_that_of_resampled_rows() -> None:
+    rng = np.random.default_rng(7)
+    classes = np.array(["cat"] * 300 + ["dog"] * 40 + ["rabbit"] * 3)
+    right = (rng.random(343) < np.repeat([0.9, 0.5, 0.4], [300, 40, 3])).astype(float)
+    means = []
+    for _ in range(4000):
+        picks = rng.integers(0, 343, 343)
+        drawn = classes[picks]
+        means.append(np.mean([right[picks][drawn == each].mean() for each in set(drawn)]))
+    expected = np.quantile(means, [0.025, 0.975])
+    assert recall_interval(right, classes, resamples=20_000) == pytest.approx(expected, abs=0.02)
+    assert recall_interval(np.ones(5), np.zeros(5)) == (1, 1)
+    assert np.isnan(recall_interval(right[:0], classes[:0])).all()
 
 
 def test_the_p_value_is_that_of_all_signs() -> None:
