@@ -12,6 +12,7 @@ from clipkit.evaluation.embedding import Job
 from clipkit.evaluation.results import TABLE, TaskResult
 from clipkit.evaluation.retrieval import evaluate_retrieval
 from clipkit.evaluation.run_suite import headline, remarks, run_suite, save_results
+from clipkit.evaluation.suite import Suite
 from clipkit.interrupt import Stop
 from clipkit.models import DualEncoder
 from clipkit.training.distributed import gathered
@@ -108,8 +109,7 @@ class Evaluation:
         if suite is None or not self._job.main:
             return
         save_results(
-            folder / "eval" / suite.name,
-            folder / "eval" / TABLE,
+            *results_places(folder, suite),
             suite,
             self._tasks,
             encoder=self._job.encoder,
@@ -117,6 +117,11 @@ class Evaluation:
             ranks=self._job.world_size,
             weights=weights,
         )
+
+
+def results_places(folder: Path, suite: Suite) -> tuple[Path, Path]:
+    """Where what a suite measures of a run is written: its folder, and the table of all suites."""
+    return folder / "eval" / suite.name, folder / "eval" / TABLE
 
 
 def stopped_by(error: Preempted) -> int:

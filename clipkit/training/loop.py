@@ -23,6 +23,7 @@ from clipkit.encoder import Encoder
 from clipkit.errors import ClipkitError, NonFiniteError, Preempted, RunRefused
 from clipkit.evaluation.card import update_card
 from clipkit.evaluation.report import write_report
+from clipkit.evaluation.results import RESULTS, check_places
 from clipkit.interrupt import Stop, stop_signals
 from clipkit.lock import Claim, Held, owner_of
 from clipkit.losses import in_batch_accuracy
@@ -32,14 +33,9 @@ from clipkit.training.card import model_card
 from clipkit.training.ceiling import find_ceiling
 from clipkit.training.distributed import Ranks, clip_gradients, is_finite
 from clipkit.training.ema import WeightAverage
-from clipkit.training.evaluating import Evaluation, stopped_by
+from clipkit.training.evaluating import Evaluation, results_places, stopped_by
 from clipkit.training.failpoint import failpoint
-from clipkit.training.faults import (
-    dump_samples,
-    main_first,
-    raise_first,
-    rank_lost,
-)
+from clipkit.training.faults import dump_samples, main_first, raise_first, rank_lost
 from clipkit.training.meter import Meter
 from clipkit.training.optim import build_optimizer, set_learning_rate
 from clipkit.training.peers import Peers
@@ -150,6 +146,9 @@ def _train(
     main_first(accelerator, lock)
     held.peers = Peers(lambda sentence: rank_lost(folder, rank, sentence))
     changed = main_first(accelerator, lambda: check_unchanged(config, folder, allow_change))
+    places = results_places(folder, begun.suite) if begun.suite is not None else ()
+    if places:
+        main_first(accelerator, lambda: check_places(*places))
     tokenizer, model, stages = begun.build(folder)
     if accelerator.is_main_process:
         # Not before: a mistake that the tokenizer or the model finds may be put right.
@@ -169,6 +168,8 @@ def _train(
         if accelerator.is_main_process:
             write_status(folder, "done", 0, step=start, total_steps=steps)
             print(f"{folder}: all {steps} steps are done; the model is in {folder / 'model'}")
+            if places and not (places[0] / RESULTS).exists():
+                print(f"To evaluate it: clipkit eval {folder} --suite {config.eval.suite}")
         return folder / "model"
     wrapped = wrap_model(model, accelerator, config)
     optimizer = build_optimizer(model.named_parameters(), config.optim)

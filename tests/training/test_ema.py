@@ -103,6 +103,16 @@ def test_a_suite_is_measured_with_the_splits_and_its_results_are_those_of_the_mo
 
 
 @pytest.mark.slow
+def test_a_finished_run_says_how_another_suite_is_measured(clipkit: Run, whole: Path) -> None:
+    other = whole.parent / "other.yaml"
+    other.write_text((whole.parent / "tones.yaml").read_text())
+    changes = [f"eval.suite={other}", f"output={whole}"]
+    result = clipkit("train", whole / "config.yaml", *changes)
+    assert result.returncode == 0, result.stderr
+    assert f"To evaluate it: clipkit eval {whole} --suite {other}" in result.stdout
+
+
+@pytest.mark.slow
 def test_resume_after_kill_is_bit_identical(clipkit: Run, whole: Path, tmp_path: Path) -> None:
     path = config(tmp_path)
     killed = clipkit("train", path, env={"CLIPKIT_FAILPOINT": "save-6-begun:kill"})

@@ -88,6 +88,19 @@ def test_a_suite_that_cannot_be_run_is_refused_alike_before_training(tmp_path: P
         assert said.pop().startswith(f"{suite}, task one: {message}")
 
 
+def test_a_place_that_cannot_hold_the_results_is_found_before_training(tmp_path: Path) -> None:
+    pictures, suite = tmp_path / "pictures", tmp_path / "animals.yaml"
+    for animal in ("whale", "wolf"):
+        (pictures / animal).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(pictures / animal / "a.png")
+    suite.write_text(f"tasks: {{one: {{kind: zero_shot, data: {pictures}}}}}")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "eval").touch()
+    with pytest.raises(ClipkitError, match=r"run/eval.*: (cannot be made|is no folder)"):
+        loop.train(load_config(write_config(tmp_path, eval={"suite": str(suite)})))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_plan_of_named_gpus_may_offload_on_a_machine_without(tmp_path: Path) -> None:
     offload = {"train__offload": True, "train__distributed": "fsdp"}
     config = load_config(write_config(tmp_path, plan={"gpu_tflops": 989}, **offload))
