@@ -8,7 +8,7 @@ vector however it was handed over.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,9 @@ from clipkit.display.console import progress_bar
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.inputs import ImageInput, clean_text, is_one_image, list_texts, open_image
 from clipkit.models import DualEncoder, ForeignEncoder, load_model, load_preprocess
+from clipkit.models.cores import map_parts, split_rows
 from clipkit.models.foreign import load_foreign
+from clipkit.models.layers import kept_weights
 from clipkit.models.open_clip import is_open_clip, load_open_clip
 from clipkit.models.open_clip_config import CONFIG, read_config
 from clipkit.models.pretrained import load_config
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
     from transformers import PreTrainedTokenizerBase
 
-_CPU_PIXELS = 2**21  # 41 images of 224 × 224
+_CPU_PIXELS = 2**20  # at once: 20 images of 224 × 224
 _T = TypeVar("_T")
 
 
@@ -324,43 +326,53 @@ class Encoder:
 
     @contextmanager
     def computing(self, dtype: torch.dtype | None) -> Iterator[None]:
-        """Has the towers compute in another dtype for a while, weights rounded as they are used;
-        None: that of the weights. Embeddings are float32 always."""
+        """Has the towers compute in another dtype for a while, weights rounded once if they are not
+        in training; None: in that of the weights. Embeddings are float32 always."""
         before = self.model.compute_dtype
         self.model.compute_dtype = dtype
         try:
-            yield
+            with self._keeping():
+                yield
         finally:
             self.model.compute_dtype = before
 
     def _embed_pixels(self, pixel_values: Tensor) -> np.ndarray:
         if not len(pixel_values):
             return np.zeros((0, self.embed_dim), dtype=np.float32)
-        # On a CPU, few at a time: what a layer makes of them then stays in its caches.
-        size, total = pixel_values.shape[-1], len(pixel_values)
-        at_once = max(1, _CPU_PIXELS // size**2) if self.device.type == "cpu" else total
-        parts = []
-        with self._evaluating():
-            for first in range(0, total, at_once):
-                pixels = pixel_values[first : first + at_once].to(self.device)
-                parts.append(_to_numpy(self.model(pixel_values=pixels).image_embeds))
-        return np.concatenate(parts)
+
+        @torch.inference_mode()
+        def embed(pixels: Tensor) -> np.ndarray:
+            return _to_numpy(self.model(pixel_values=pixels.to(self.device)).image_embeds)
+
+        with self._evaluating() as threads:
+            if self.device.type != "cpu":
+                return embed(pixel_values)
+            parts = split_rows(pixel_values, _CPU_PIXELS // pixel_values.shape[-1] ** 2)
+            return np.concatenate(map_parts(embed, parts) if threads else list(map(embed, parts)))
 
     def _embed_ids(self, input_ids: Tensor) -> np.ndarray:
         if not len(input_ids):
             return np.zeros((0, self.embed_dim), dtype=np.float32)
-        with self._evaluating():
+        with self._evaluating(), torch.inference_mode():
             return _to_numpy(self.model(input_ids=input_ids).text_embeds)
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def _evaluating(self) -> Iterator[bool]:
+        """In evaluation mode. Whether the model may run in several threads: not one in training,
+        which may be compiled, or have hooks that are not made for it."""
         training = self.model.training
-        self.model.eval()
         try:
-            with torch.inference_mode():
-                yield
+            with self._keeping():
+                self.model.eval()
+                yield not training
         finally:
             self.model.train(training)
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Weights are rounded and joined once, if they are not in training."""
+        with nullcontext() if self.model.training else kept_weights(self.model):
+            yield
 
 
 def _model_folder(name: str) -> str:

@@ -192,6 +192,37 @@ def test_embeddings_computed_in_bf16_are_float32_and_near(
     assert 0.99 < (ours * theirs).sum(1).min() < 1 - 1e-7
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_large_batches_on_several_cores_give_what_one_core_gives(
+    tiny_folder: Path, tiny_encoder: Encoder, dtype: torch.dtype | None
+) -> None:
+    images = np.stack([np.asarray(noise_image(i % 50)) for i in range(2500)])
+    before, found = torch.get_num_threads(), []
+    training = clipkit.load(tiny_folder, device="cpu")
+    training.model.train()
+    try:
+        for threads, encoder in ((1, tiny_encoder), (3, tiny_encoder), (3, training)):
+            torch.set_num_threads(threads)
+            with encoder.computing(dtype):
+                found.append(encoder.encode_image(images, batch_size=2500))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_allclose(found[0][:50], found[0][50:100], atol=1e-6)
+
+
+def test_weights_that_change_between_calls_are_the_new_ones(tiny_folder: Path) -> None:
+    encoder = clipkit.load(tiny_folder, device="cpu")
+    before = encoder.encode_text("red cat"), encoder.encode_image(noise_image(0))
+    with torch.no_grad():
+        encoder.model.backbone.text_projection.weight.neg_()
+        encoder.model.backbone.visual_projection.weight.neg_()
+    np.testing.assert_allclose(encoder.encode_text("red cat"), -before[0], atol=1e-6)
+    np.testing.assert_allclose(encoder.encode_image(noise_image(0)), -before[1], atol=1e-6)
+
+
 def test_encode_loader_leaves_out_what_cannot_be_used(
     tiny_encoder: Encoder, tmp_path: Path
 ) -> None:

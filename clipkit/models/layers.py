@@ -7,6 +7,8 @@ the dtype of what comes in, so that bf16 needs neither autocast nor a second cop
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from clipkit.models.attention import ImageLayout, Layout, TextLayout
+
+_Joined = tuple[Tensor, Tensor | None]  # weights and biases of modules, one under the other
 
 
 class EncoderLayer(CLIPEncoderLayer):  # type: ignore[misc]
@@ -67,12 +71,37 @@ class EncoderLayer(CLIPEncoderLayer):  # type: ignore[misc]
 
 def linear(x: Tensor, *modules: nn.Linear) -> Tensor:
     """(…, W) → (…, the sum of their widths): all of the modules at once, in the dtype of x."""
-    first = modules[0]
+    kept: dict[Any, _Joined] | None = getattr(modules[0], "kept", None)
+    if kept is None:
+        return F.linear(x, *_joined(modules, x.dtype))
+    key = len(modules), x.dtype
+    if key not in kept:
+        kept[key] = _joined(modules, x.dtype)
+    return F.linear(x, *kept[key])
+
+
+def _joined(modules: Sequence[nn.Linear], dtype: torch.dtype) -> _Joined:
+    """The weights and biases of the modules, one under the other."""
+    weights = [module.weight.to(dtype) for module in modules]
+    biases = [module.bias.to(dtype) for module in modules if module.bias is not None]
     if len(modules) == 1:
-        bias = None if first.bias is None else first.bias.to(x.dtype)
-        return F.linear(x, first.weight.to(x.dtype), bias)
-    weight = torch.cat([module.weight.to(x.dtype) for module in modules])
-    return F.linear(x, weight, torch.cat([module.bias.to(x.dtype) for module in modules]))
+        return weights[0], biases[0] if biases else None
+    return torch.cat(weights), torch.cat(biases)
+
+
+@contextmanager
+def kept_weights(model: nn.Module) -> Iterator[None]:
+    """Rounds and joins the weights of a model once and not each time they are used, for as long as
+    this lasts. They must not change meanwhile, and no gradient be taken."""
+    mine = [each for each in model.modules() if isinstance(each, nn.Linear)]
+    mine = [each for each in mine if not hasattr(each, "kept")]  # as it is within another
+    for each in mine:
+        each.kept = {}  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for each in mine:
+            del each.kept
 
 
 def norm(x: Tensor, module: nn.LayerNorm) -> Tensor:
