@@ -7,7 +7,6 @@ import math
 import signal
 from collections import Counter
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,7 +24,6 @@ from clipkit.evaluation.card import update_card
 from clipkit.evaluation.report import write_report
 from clipkit.evaluation.results import RESULTS, check_places
 from clipkit.interrupt import Stop, stop_signals
-from clipkit.lock import Claim, Held, owner_of
 from clipkit.losses import in_batch_accuracy
 from clipkit.models import DualEncoder
 from clipkit.training.build import wrap_model
@@ -36,6 +34,7 @@ from clipkit.training.ema import WeightAverage
 from clipkit.training.evaluating import Evaluation, results_places, stopped_by
 from clipkit.training.failpoint import failpoint
 from clipkit.training.faults import dump_samples, main_first, raise_first, rank_lost
+from clipkit.training.held import Held, lock_run
 from clipkit.training.meter import Meter
 from clipkit.training.optim import build_optimizer, set_learning_rate
 from clipkit.training.peers import Peers
@@ -69,7 +68,7 @@ def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
         ClipkitError: one of its kinds, by what went wrong; ``status.json`` says so too.
     """
     folder = Path(config.output)
-    held = _Held()
+    held = Held()
     try:
         with stop_signals() as stop:
             try:
@@ -95,43 +94,8 @@ def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
         held.release()
 
 
-@dataclass
-class _Held:
-    """What a run holds while it lasts."""
-
-    lock: Claim | None = None
-    peers: Peers | None = None
-    saver: Saver | None = None
-
-    def owns(self, folder: Path) -> bool:
-        """Whether there is a folder, and no other process trains there."""
-        return folder.is_dir() and (self.lock is not None or owner_of(folder / "lock.json") is None)
-
-    def release(self) -> None:
-        if self.saver is not None:
-            self.saver.finish()
-        if self.peers is not None:
-            self.peers.close()
-        if self.lock is not None:
-            self.lock.release()
-
-
-def _lock(folder: Path) -> Claim:
-    """Two runs never write one folder.
-
-    Raises:
-        RunRefused: another process trains there.
-    """
-    try:
-        return Claim(folder / "lock.json")
-    except Held as owner:
-        raise RunRefused(
-            f"{folder}: {owner} trains in this folder; wait for it, end it, or set another output"
-        ) from None
-
-
 def _train(
-    config: Config, folder: Path, allow_change: Sequence[str], stop: Stop, held: _Held
+    config: Config, folder: Path, allow_change: Sequence[str], stop: Stop, held: Held
 ) -> Path:
     begun = begin(config, log_with=config.train.trackers or None, project_dir=str(folder))
     config, accelerator, reader, steps = begun.config, begun.accelerator, begun.reader, begun.steps
@@ -141,7 +105,7 @@ def _train(
 
     def lock() -> None:
         if accelerator.is_main_process:
-            held.lock = _lock(folder)
+            held.lock = lock_run(folder)
 
     main_first(accelerator, lock)
     held.peers = Peers(lambda sentence: rank_lost(folder, rank, sentence))
