@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeVar
 
 import numpy as np
 import torch
@@ -213,7 +213,7 @@ class Encoder:
             ClipkitError: an item is of another kind.
             ConfigError: ``batch_size`` is below 1.
         """
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         single = is_one_image(images)
         items: Iterable[ImageInput] = [images] if single else images  # type: ignore[list-item, assignment]
         parts: list[np.ndarray] = []
@@ -248,7 +248,7 @@ class Encoder:
             ClipkitError: an item is no text, or an empty one; its index is named.
             ConfigError: ``batch_size`` is below 1.
         """
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         single = isinstance(texts, str)
         items = list_texts(texts)
         cleaned = [clean_text(item, where=f"texts[{i}]") for i, item in enumerate(items)]
@@ -417,9 +417,10 @@ def _warn_cut(cut: int, total: int, context_length: int) -> None:
     )
 
 
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: {batch_size}; give 1 or more")
+def check_batch_size(batch_size: int) -> None:
+    """Refuses what is no whole number, or below 1."""
+    if not isinstance(batch_size, SupportsIndex) or batch_size < 1:
+        raise ConfigError(f"batch_size: {batch_size!r}; give a whole number, 1 or more")
 
 
 def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:

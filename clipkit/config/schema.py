@@ -71,6 +71,7 @@ class LabelSource(SourceConfig):
     without templates. Made for evaluation, no part of a config."""
 
     numbers: bool = False  # of class labels: their numbers, not their names
+    unlabelled: bool = False  # samples of no class are samples, too
 
 
 @dataclass

@@ -234,6 +234,8 @@ class DatasetReader:
         """Rows that have a caption, or None where all do; ``digest`` is told the texts."""
         if not self._captions or any("." in name for name in self._captions) or self._class_names:
             return None
+        if isinstance(self.source, LabelSource) and self.source.unlabelled:
+            return None
         usable = np.logical_or.reduce([self._filled(name, digest) for name in self._captions])
         if usable.all():
             return None

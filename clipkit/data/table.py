@@ -57,7 +57,9 @@ class TableReader:
         self._image, self._captions = choose_columns(source, first.columns(), paths[0])
         dropped: Counter[str] = Counter()
         stats: list[files.FileStat] = []
+        self._unlabelled = isinstance(source, LabelSource) and source.unlabelled
         kind = f"table {self._image} {','.join(self._captions)}"
+        kind += " unlabelled" if self._unlabelled else ""
         for path, stat, arrays in indexed(paths, self._index, kind=kind, progress=progress):
             stats.append(stat)
             self._formats.append(_Format(path))
@@ -126,6 +128,12 @@ class TableReader:
         values = [reader.field_of(record, name) for name in self._captions]
         return reader.caption_texts(values, self.source)
 
+    def _usable(self, record: _Record) -> bool:
+        """Whether a row has the captions that are asked for."""
+        if not self._captions or self._unlabelled:
+            return True
+        return any(text.strip() for text in self._texts(record))
+
     def _record(self, row: int) -> tuple[int, _Record]:
         if not 0 <= row < len(self):
             raise IndexError(row)
@@ -153,7 +161,7 @@ class TableReader:
         for offset, size, record in table.records(stat.size, advance):
             if self._image and not reader.field_of(record, self._image):
                 dropped["no image"] += 1
-            elif self._captions and not any(text.strip() for text in self._texts(record)):
+            elif not self._usable(record):
                 dropped["no caption"] += 1
             else:
                 offsets.append(offset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -98,9 +99,8 @@ def shorten(text: str, width: int) -> str:
     text = "".join(char if char.isprintable() else " " for char in text)
     if display_width(text) <= width:
         return text
-    while display_width(text) > width - 1:
-        text = text[:-1]
-    return text + "…"
+    taken = itertools.accumulate(map(display_width, text))  # once over it, however long it is
+    return text[: sum(each < width for each in taken)] + "…"
 
 
 # What moves the cursor, breaks the line or turns the text around; what joins emoji may stay.

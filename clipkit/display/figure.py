@@ -63,7 +63,7 @@ def document(width: float, height: float, title: str, parts: Sequence[str]) -> s
         f'font-family="{_FONT}" font-size="12">'
         f'<rect class="back" x="{-MARGIN}" y="{-MARGIN}" width="{wide:g}" height="{high:g}" '
         f'fill="#fff"/>'
-        f"{''.join(parts)}</svg>"
+        f"{_clean(''.join(parts))}</svg>"
     )
 
 

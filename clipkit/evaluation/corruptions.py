@@ -43,7 +43,9 @@ def corrupt(
     if severity not in (1, 2, 3, 4, 5):
         raise ValueError(f"severity: {severity!r}; give 1 to 5")
     function, degrees = CORRUPTIONS[kind]
-    digest = hashlib.blake2b(f"{seed}\0{kind}\0{key}".encode(), digest_size=16).digest()
+    # A file's name may hold half of a surrogate pair.
+    name = f"{seed}\0{kind}\0{key}".encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(name, digest_size=16).digest()
     random = np.random.default_rng(int.from_bytes(digest, "little"))
     return function(image, degrees[severity - 1], random)
 

@@ -83,7 +83,7 @@ def effective_rank(embeds: np.ndarray) -> float:
         embeds: (N, D).
 
     Returns:
-        NaN of no rows, or of nothing but zeros.
+        NaN of no rows, of nothing but zeros, or where a number is not finite.
 
     Reference: Roy and Vetterli, The effective rank, EUSIPCO 2007, definition 1.
     """
@@ -92,6 +92,8 @@ def effective_rank(embeds: np.ndarray) -> float:
     rest = torch.zeros((0, embeds.shape[1]), dtype=torch.float64)
     for at in range(0, len(embeds), _BLOCK):
         block = torch.from_numpy(_wide(embeds[at : at + _BLOCK]))
+        if not block.isfinite().all():
+            return float("nan")
         rest = torch.linalg.qr(torch.cat([rest, block]), mode="r").R
     values = torch.linalg.svdvals(rest).numpy()
     if not values.sum() > 0:

@@ -59,7 +59,7 @@ class LabelledData:
         given = _given_classes(source.class_names if class_names is None else class_names)
         fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(SourceConfig)}
         fields |= {"caption": label or source.caption, "captions": "random"}
-        own = LabelSource(**fields, numbers=given is not None)
+        own = LabelSource(**fields, numbers=given is not None, unlabelled=bool(several))
         own.class_names = None
         self.reader = open_source(own, progress=progress)
         self.reader.dropped = {

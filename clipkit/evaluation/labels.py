@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import SupportsFloat
 
 import numpy as np
 
@@ -56,6 +57,8 @@ def targets_of(given: Iterable[str], labels: Sequence[str]) -> np.ndarray:
     """
     numbers = {label: c for c, label in enumerate(labels)}
     targets = []
+    if not isinstance(given, Iterable):
+        raise ConfigError(f"labels: a {type(given).__name__}; give a list, a label for each image")
     for i, label in enumerate([given] if isinstance(given, str) else given):
         if not isinstance(label, str):
             raise ConfigError(f"labels[{i}]: a {type(label).__name__}; give the label's text")
@@ -80,6 +83,8 @@ def check_other(other: float, labels: list[str], *, share_one: bool) -> None:
     Raises:
         ConfigError: it is no probability, or one that a likeliest label always has.
     """
+    if not isinstance(other, SupportsFloat):
+        raise ConfigError(f"other: a {type(other).__name__}; give a probability")
     least = 1 / len(labels) if share_one else 0.0
     if least == 1:
         raise ConfigError(

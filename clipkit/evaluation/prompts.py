@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -92,6 +92,10 @@ def resolve_templates(templates: str | Sequence[str] | None) -> list[str]:
                 f"templates has this name; {hint}"
             )
         return list(TEMPLATES[templates])
+    if not isinstance(templates, Iterable):
+        raise ConfigError(
+            f"template: {templates!r}; give a text with {{}}, a list of them, or the name of a set"
+        )
     chosen = [templates] if isinstance(templates, str) else list(templates)
     if not chosen:
         raise ConfigError("template: the list is empty; leave it out to use the labels alone")

@@ -202,7 +202,7 @@ def read_results(folder: str | Path) -> SuiteResults:
         raise CheckpointError(f"{path}: no such file; clipkit eval --suite writes it") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: not the results of a suite; evaluate again") from None

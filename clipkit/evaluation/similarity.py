@@ -13,7 +13,7 @@ from clipkit.atomic import write_text
 from clipkit.display.console import escape_control, format_table, shorten
 from clipkit.display.matrix import MatrixFigure
 from clipkit.encoder import Encoder
-from clipkit.errors import ConfigError
+from clipkit.errors import CheckpointError, ConfigError
 from clipkit.evaluation.images import check_faults, embed_images
 from clipkit.inputs import ImageInput, list_texts
 
@@ -53,12 +53,16 @@ class SimilarityMatrix:
 
         Raises:
             ConfigError: another ending.
+            CheckpointError: the file cannot be written.
         """
         path = Path(path)
         if path.suffix == ".svg":
             write_text(path, self._figure().svg())
         elif path.suffix == ".png":
-            self._figure().image().save(path)
+            try:
+                self._figure().image().save(path)
+            except OSError as error:
+                raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from None
         else:
             raise ConfigError(f"{path}: give a name that ends in .svg or .png")
 
@@ -106,9 +110,14 @@ def similarity_matrix(
         progress: whether to show a progress bar.
 
     Raises:
+        ConfigError: ``encoder`` is no model.
         DataError: not one image can be read.
         ClipkitError: a text is empty, or none.
     """
+    if not isinstance(encoder, Encoder):
+        raise ConfigError(
+            f"model: a {type(encoder).__name__}; give what clipkit.load returns for it"
+        )
     items = list_texts(texts)
     text_embeds = encoder.encode_text(items)
     parts = list(

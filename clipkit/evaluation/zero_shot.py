@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, SupportsFloat
 
 import numpy as np
 import torch
@@ -220,10 +220,10 @@ class ZeroShotClassifier:
         """
         if method not in ("mean", "probe"):
             raise ConfigError(f"method: {method!r}; give mean or probe")
-        if not 0 <= text_weight <= 1:
-            raise ConfigError(f"text_weight: {text_weight}; give a number from 0 to 1")
-        if not 0 < l2 < float("inf"):
-            raise ConfigError(f"l2: {l2}; give a number above 0")
+        if not (isinstance(text_weight, SupportsFloat) and 0 <= text_weight <= 1):
+            raise ConfigError(f"text_weight: {text_weight!r}; give a number from 0 to 1")
+        if not (isinstance(l2, SupportsFloat) and 0 < l2 < float("inf")):
+            raise ConfigError(f"l2: {l2!r}; give a number above 0")
         embeds, targets = self._labelled(images, labels, batch_size, urls, progress)
         missing = np.setdiff1d(np.arange(len(self.labels)), targets)
         if len(missing):

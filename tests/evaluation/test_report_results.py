@@ -80,6 +80,15 @@ def run_with(folder: Path, *tasks: TaskResult, lr: float = 1e-3) -> Path:
     return folder
 
 
+def set_data(run: Path, **values: Any) -> None:
+    """Other facts of the data of each task."""
+    path = run / "eval/suite/results.json"
+    tree = json.loads(path.read_text())
+    for task in tree["tasks"].values():
+        task["data"] |= values
+    path.write_text(json.dumps(tree))
+
+
 def report(*arguments: object) -> int:
     return main(["report", *map(str, arguments)])
 
@@ -190,6 +199,12 @@ def test_a_run_that_has_just_begun_is_a_page(metrics: str, tmp_path: Path) -> No
         (lambda run: (run / "metrics.jsonl").write_bytes(b"\x00\n\xff\n"), "not one of its 2 lin"),
         (lambda run: (run / "eval/suite/results.json").write_text("{}"), "results of a suite"),
         (
+            lambda run: (run / "eval/suite/results.json").write_text("[" * 9999),
+            "results of a suite",
+        ),
+        (lambda run: set_data(run, skipped={"a": "b"}), "results.json: not the results of a suite"),
+        (lambda run: set_data(run, sha256=[1]), "results.json: not the results of a suite"),
+        (
             lambda run: next(run.glob("eval/suite/samples/*")).write_bytes(b"PAR1"),
             ".parquet: cannot be read; evaluate again",
         ),
@@ -227,6 +242,16 @@ def test_figures_are_files_of_their_own(
     for path in files:
         ElementTree.parse(path)
         assert path.read_text().strip() in html
+
+
+def test_odd_names_and_columns_are_shown(tmp_path: Path) -> None:
+    odd = classified(8, 0.5)
+    odd.samples["label"] = ["a\x01b" * 2000, "\ufffe"] * 4
+    odd.samples["confidence"] = ["?"] * 8
+    run = run_with(tmp_path / "run", odd, searched(8, "gone/"))
+    write_report(run, figures=tmp_path / "f")
+    for path in (tmp_path / "f").glob("*.svg"):
+        ElementTree.parse(path)
 
 
 def test_figures_as_png_have_their_letters(tmp_path: Path) -> None:

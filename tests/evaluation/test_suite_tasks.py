@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command_line import ROOT, Run
 from PIL import Image
+from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
-from tiny_model import noise_image, noise_shard
+from tiny_model import noise_image, noise_shard, save_tiny_model
 
 from clipkit.data import Reader
-from clipkit.encoder import Encoder
+from clipkit.encoder import Encoder, load
 from clipkit.errors import ClipkitError
 from clipkit.evaluation import features
+from clipkit.evaluation.corruptions import corrupt
 from clipkit.evaluation.embedding import EmbeddedSource, Job
 from clipkit.evaluation.results import TaskResult, read_results
 from clipkit.evaluation.suite import build_task, load_suite
@@ -242,3 +245,64 @@ def test_what_cannot_be_is_said_before_a_model_runs(
     monkeypatch.chdir(folder)
     with pytest.raises(ClipkitError, match=said):
         build_task("task", keys).open()
+
+
+def measure(encoder: Encoder, **keys: object) -> TaskResult:
+    task = build_task("task", keys)
+    task.open()
+    result = task.run(Job(encoder, batch_size=4))
+    assert result is not None
+    return result
+
+
+def test_validation_of_other_classes_chooses_no_l2(
+    folder: Path, tiny_encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    for name, label in (("none", "grey"), ("some", "grey"), ("some", "red")):
+        (tmp_path / name / label).mkdir(parents=True)
+        noise_image(1).save(tmp_path / name / label / "1.png")
+    keys = {"kind": "linear_probe", "train": "train", "data": "test"}
+    keys |= {"class_names": [*CLASSES, "grey"]}
+    with pytest.raises(ClipkitError, match="validation: not one image is of a class that train"):
+        measure(tiny_encoder, **keys, validation=str(tmp_path / "none"))
+    result = measure(tiny_encoder, **keys, validation=str(tmp_path / "some"))
+    assert "1 of 2 images of validation were left out" in result.data["notes"][-1]
+
+
+def test_images_of_no_class_count_in_mean_average_precision(
+    folder: Path, tiny_encoder: Encoder, tmp_path: Path
+) -> None:
+    labels = [["red"], [], ["red", "blue"], ["blue"], []]
+    rows = [
+        {"image": str(folder / "pictures" / f"{i}.png"), "label": each}
+        for i, each in enumerate(labels)
+    ]
+    table = tmp_path / "rows.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    keys = {"kind": "zero_shot", "data": str(table), "class_names": ["red", "blue"]}
+    assert measure(tiny_encoder, **keys).data["samples"] == 3  # unless it is said that they may be
+    result = measure(tiny_encoder, **keys, several=True)
+    images = tiny_encoder.encode_image([row["image"] for row in rows])
+    scores = images @ tiny_encoder.encode_text(["red", "blue"]).T
+    expected = [
+        average_precision_score([name in each for each in labels], scores[:, c])
+        for c, name in enumerate(["red", "blue"])
+    ]
+    assert result.metrics["mAP"] == pytest.approx(np.mean(expected))
+
+
+def test_a_name_that_is_no_unicode_can_be_spoilt() -> None:
+    corrupt(noise_image(0), "shot_noise", 1, key="a\udcff.png")
+
+
+def test_a_model_that_gives_no_numbers_scores_nothing(folder: Path, tmp_path: Path) -> None:
+    encoder = load(save_tiny_model(tmp_path / "model"), device="cpu")
+    with torch.no_grad():
+        for parameter in encoder.model.parameters():
+            parameter.fill_(float("nan"))
+    train, test = str(folder / "train"), str(folder / "test")
+    probe = measure(encoder, kind="linear_probe", train=train, data=test)
+    assert probe.metrics["top1"] == 0
+    sphere = measure(encoder, kind="geometry", data=str(folder / "pairs.tar"))
+    assert np.isnan(sphere.metrics["image_effective_rank"])

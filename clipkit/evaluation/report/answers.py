@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from clipkit.display.figure import Figure
@@ -20,13 +22,10 @@ _EXAMPLES = 12  # right ones, and as many wrong ones
 
 def has_answers(rows: dict[str, np.ndarray]) -> bool:
     """Whether there is one class a row, and one that it was taken for."""
-    return (
-        all(
-            name in rows and len(rows[name]) and isinstance(rows[name][0], str)
-            for name in ("label", "predicted")
-        )
-        and "top1" in rows
-    )
+    return all(
+        name in rows and len(rows[name]) and isinstance(rows[name][0], str)
+        for name in ("label", "predicted")
+    ) and is_numbers(rows, "top1")
 
 
 def confusion_matrix(title: str, label: np.ndarray, predicted: np.ndarray) -> Figure:
@@ -37,9 +36,8 @@ def confusion_matrix(title: str, label: np.ndarray, predicted: np.ndarray) -> Fi
         label: (N,) class names.
         predicted: (N,) class names.
     """
-    names, counts = np.unique(label, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:_CLASSES]
-    shown = [str(name) for name in names[order]]
+    names = Counter(label.tolist())
+    shown = sorted(names, key=lambda name: (-names[name], name))[:_CLASSES]
     place = {name: i for i, name in enumerate(shown)}
     # What is not shown comes last.
     right, guessed = (
@@ -70,21 +68,19 @@ def confused_pairs(label: np.ndarray, predicted: np.ndarray) -> str:
     wrong = label != predicted
     if not wrong.any():
         return note("Not one image was taken for another class.")
-    pairs, counts = np.unique(
-        np.stack([label[wrong], predicted[wrong]]).astype(str), axis=1, return_counts=True
-    )
+    # By names and not by arrays of them, which are as wide as the longest name.
+    pairs = Counter(zip(label[wrong].tolist(), predicted[wrong].tolist(), strict=True))
     rows = []
-    for i in np.argsort(-counts, kind="stable")[:_PAIRS]:
-        name, guess = pairs[0, i], pairs[1, i]
-        share = counts[i] / (label == name).sum()
-        rows.append([name, guess, f"{counts[i]:,}", f"{share:.1%}"])
+    for name, guess in sorted(pairs, key=lambda pair: (-pairs[pair], pair))[:_PAIRS]:
+        count = pairs[name, guess]
+        rows.append([name, guess, f"{count:,}", f"{count / (label == name).sum():.1%}"])
     header = ["an image of", "taken for", "images", "of that class"]
     return table(header, rows, texts=(0, 1))
 
 
 def reliability(title: str, rows: dict[str, np.ndarray]) -> Figure | None:
     """How sure the model was and how often right; None where no probability was kept."""
-    if "confidence" not in rows:
+    if not is_numbers(rows, "confidence"):
         return None
     right = rows["top1"] == 1
     try:
@@ -101,9 +97,11 @@ def reliability(title: str, rows: dict[str, np.ndarray]) -> Figure | None:
 def examples(rows: dict[str, np.ndarray], path: object, pictures: Pictures) -> str:
     """Some right and some wrong answers with their pictures, spread evenly over the data; without
     pictures a table of the wrong ones."""
-    keys, label, predicted = (rows[name].astype(str) for name in ("key", "label", "predicted"))
+    keys, label, predicted = (texts_of(rows, name) for name in ("key", "label", "predicted"))
     right = label == predicted
-    scores = rows.get("confidence", np.full(len(keys), np.nan)).astype(np.float64)
+    scores = np.full(len(keys), np.nan)
+    if is_numbers(rows, "confidence"):
+        scores = rows["confidence"].astype(np.float64)
     chosen = {
         "Wrong answers": spread(np.flatnonzero(~right), _EXAMPLES),
         "Right answers": spread(np.flatnonzero(right), _EXAMPLES),
@@ -129,6 +127,16 @@ def examples(rows: dict[str, np.ndarray], path: object, pictures: Pictures) -> s
         if answers:
             shown.append(Query(words, answers, f"{len(each)} of {total:,}", quoted=False))
     return queries(Gallery("", shown, fault))
+
+
+def is_numbers(rows: dict[str, np.ndarray], name: str) -> bool:
+    """Whether there is this column, and of numbers."""
+    return name in rows and rows[name].dtype.kind in "fiub"
+
+
+def texts_of(rows: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """A column as ``str`` objects, each as long as it is."""
+    return np.array([str(each) for each in rows[name]], dtype=object)
 
 
 def spread(rows: np.ndarray, most: int) -> list[int]:

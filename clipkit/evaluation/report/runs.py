@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from clipkit.errors import CheckpointError
-from clipkit.evaluation.results import RESULTS, SuiteResults, read_results
+from clipkit.evaluation.results import RESULTS, SuiteResults, TaskResult, read_results
 
 
 @dataclass(slots=True)
@@ -103,7 +103,8 @@ def split_name(record: Mapping[str, Any]) -> str:
 
 def is_finite(value: Any) -> TypeGuard[float]:
     """Whether this is a number, and a finite one."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    # An int may be larger than any float.
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def value_at(config: dict[str, Any], key: str) -> Any:
@@ -187,9 +188,22 @@ def _read_suites(run: Run) -> None:
             run.faults.append(str(error))
             continue
         parts = [found.about.get(name, {}) for name in ("model", "suite", "versions")]
-        if all(
-            isinstance(each, dict) for each in [*parts, *(t.data for t in found.tasks.values())]
+        if all(isinstance(each, dict) for each in parts) and all(
+            map(_is_whole, found.tasks.values())
         ):
             run.suites.setdefault(path.parent.name, found)
         else:
             run.faults.append(f"{path}: not the results of a suite; evaluate again")
+
+
+def _is_whole(task: TaskResult) -> bool:
+    """Whether what a page shows of a task is of the right types."""
+    data = task.data if isinstance(task.data, dict) else {"skipped": None}
+    skipped = data.get("skipped", {})
+    return (
+        isinstance(task.kind, str)
+        and isinstance(skipped, dict)
+        and all(isinstance(count, int) for count in skipped.values())
+        and isinstance(data.get("notes", []), list)
+        and isinstance(data.get("sha256", ""), str)
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from clipkit.display.page import Answer, Gallery, Query, note, queries, table
-from clipkit.evaluation.report.answers import spread
+from clipkit.evaluation.report.answers import is_numbers, spread
 from clipkit.evaluation.report.pictures import Pictures
 
 _IMAGES, _TEXTS = 8, 10
@@ -13,7 +13,8 @@ _IMAGES, _TEXTS = 8, 10
 
 def has_searches(rows: dict[str, np.ndarray]) -> bool:
     """Whether there is the rank of each query's right answer."""
-    return all(name in rows and len(rows[name]) for name in ("key", "direction", "rank"))
+    there = all(name in rows and len(rows[name]) for name in ("key", "direction", "rank"))
+    return there and is_numbers(rows, "rank")
 
 
 def searches(rows: dict[str, np.ndarray], path: object, pictures: Pictures) -> str:

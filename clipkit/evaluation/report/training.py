@@ -169,5 +169,5 @@ def _ceilings(runs: Sequence[Run]) -> str:
 
 
 def _series(records: Sequence[Mapping[str, Any]], key: str, name: str) -> Series:
-    there = [r for r in records if isinstance(r.get(key), int | float)]
+    there = [r for r in records if isinstance(r.get(key), float) or is_finite(r.get(key))]
     return Series(name, [float(r["step"]) for r in there], [float(r[key]) for r in there])

@@ -22,6 +22,7 @@ from clipkit.evaluation.report.answers import (
     examples,
     has_answers,
     reliability,
+    texts_of,
 )
 from clipkit.evaluation.report.comparison import compare_runs, comparison_parts
 from clipkit.evaluation.report.pictures import Pictures
@@ -225,7 +226,7 @@ class _Content:
                     continue
                 shown += 1
                 title = each.title(self.runs)
-                label, predicted = (rows[key].astype(str) for key in ("label", "predicted"))
+                label, predicted = (texts_of(rows, key) for key in ("label", "predicted"))
                 if len(having) > 1:
                     parts.append(page.subheading(each.run.name))
                 if shown <= _MOST_SHOWN:

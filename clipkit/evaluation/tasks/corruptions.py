@@ -61,7 +61,7 @@ class CorruptionsTask(Task):
                 raise ConfigError(f"{key}: {what}; there are {', '.join(map(str, known))}")
         self.templates = resolve_templates(options.templates)
         self.data = LabelledData(
-            options.data, options.label, options.class_names, False, progress=progress
+            options.data, options.label, options.class_names, progress=progress
         )
 
     def run(self, job: Job) -> TaskResult | None:

@@ -10,7 +10,7 @@ import numpy as np
 from clipkit.config.schema import SourceConfig
 from clipkit.errors import DataError
 from clipkit.evaluation.embedding import EmbeddedSource, Job
-from clipkit.evaluation.probe import swept_probe
+from clipkit.evaluation.probe import SweptProbe, swept_probe
 from clipkit.evaluation.results import TaskResult
 from clipkit.evaluation.shares import at_rank_zero
 from clipkit.evaluation.tasks.task import Task
@@ -63,21 +63,46 @@ class LinearProbeTask(Task):
         there = np.unique(train.targets)
         place = np.full(len(self.sets.labels), -1)
         place[there] = np.arange(len(there))
-        validation = None
+        validation, notes = None, []
         if "validation" in sets:
-            known = np.isin(sets["validation"].targets, there)
             given = sets["validation"]
+            known = np.isin(given.targets, there)
             validation = given.embeds[known], place[given.targets[known]]
-        try:
-            probe = swept_probe(train.embeds, place[train.targets], len(there), validation)
-        except ValueError as error:
-            raise DataError(f"train: {error}; name images for validation") from error
-        scores = np.full((len(tested.targets), len(place)), -np.inf, dtype=np.float32)
-        scores[:, there] = probe.scores(tested.embeds)
-        facts = {
-            "l2": probe.l2,
-            "validation_accuracies": {f"{l2:.4g}": v for l2, v in probe.accuracies.items()},
-        }
-        return self.sets.result(
+            if not known.any():
+                raise DataError(
+                    "validation: not one image is of a class that train has, so that none can "
+                    "choose l2"
+                )
+            if not known.all():
+                notes.append(
+                    f"{(~known).sum():,} of {len(known):,} images of validation were left out, as "
+                    "train has no image of their classes"
+                )
+        scores = np.full((len(tested.targets), len(place)), np.nan, dtype=np.float32)
+        facts: dict[str, Any] = {}
+        # Of a model that gives what are no numbers nothing can be learned: all count as wrong.
+        if all(np.isfinite(sets[name].embeds).all() for name in sets if name != "data"):
+            probe = self._fit(train.embeds, place[train.targets], len(there), validation)
+            scores[:] = -np.inf
+            scores[:, there] = probe.scores(tested.embeds)
+            facts["l2"] = probe.l2
+            facts["validation_accuracies"] = {
+                f"{l2:.4g}": value for l2, value in probe.accuracies.items()
+            }
+        result = self.sets.result(
             self.name, self.kind, embedded, scores, tested.targets, train.targets, facts
         )
+        result.data["notes"] += notes
+        return result
+
+    def _fit(
+        self,
+        embeds: np.ndarray,
+        targets: np.ndarray,
+        num_classes: int,
+        validation: tuple[np.ndarray, np.ndarray] | None,
+    ) -> SweptProbe:
+        try:
+            return swept_probe(embeds, targets, num_classes, validation)
+        except ValueError as error:
+            raise DataError(f"train: {error}; name images for validation") from error

@@ -50,7 +50,7 @@ class LabelledSets:
         progress: bool,
     ) -> None:
         self._sets = {
-            name: LabelledData(source, label, class_names, False, progress=progress)
+            name: LabelledData(source, label, class_names, progress=progress)
             for name, source in sources.items()
         }
         self.labels = list(self._sets["train"].classes)
