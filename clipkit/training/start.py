@@ -49,6 +49,11 @@ class Start:
     steps: int
     suite: Suite | None = None
 
+    @property
+    def evaluations(self) -> int:
+        """How many results an evaluation of some weights has."""
+        return len(self.eval_readers) + (len(self.suite.tasks) if self.suite else 0)
+
     def build(
         self, folder: Path, *, keep: bool = True, device: torch.device | None = None
     ) -> tuple[PreTrainedTokenizerBase, DualEncoder, list[Stage]]:

@@ -50,20 +50,36 @@ class RunLog:
         accelerator: its trackers get the same numbers as metrics.jsonl.
         start_step: records of later steps, from a run that was killed, are dropped.
         total_steps: for the progress bar and the ETA.
+        evaluations: how many records one evaluation has. Where there are fewer of ``start_step``,
+            it was cut short, and they are dropped; at the last step it is made again anyway.
+
+    Attributes:
+        evaluated: whether there is a whole evaluation of ``start_step``; on the main process.
     """
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, *, start_step: int, total_steps: int
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        *,
+        start_step: int,
+        total_steps: int,
+        evaluations: int,
     ) -> None:
         self.folder, self.accelerator = folder, accelerator
         self.start_step, self.total_steps = start_step, total_steps
         self.main = accelerator.is_main_process
         self.started = time.perf_counter()
         self.bar: Any = None
+        self.evaluated = True
         if not self.main:
             return
         path = folder / "metrics.jsonl"
         kept = [r for r in read_metrics(path) if r["step"] <= start_step]
+        there = [r for r in kept if r["step"] == start_step and r.get("kind") in ("eval", "task")]
+        self.evaluated = len(there) >= evaluations and start_step < total_steps
+        if not self.evaluated:
+            kept = [r for r in kept if r not in there]
         write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
         self.file = path.open("a", encoding="utf-8")
         self.spike = -1  # the last step that was one

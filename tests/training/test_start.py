@@ -17,6 +17,7 @@ from PIL import Image
 from test_run import write_config
 
 import clipkit
+import clipkit.training.evaluating as evaluating
 import clipkit.training.loop as loop
 from clipkit.config import Config, load_config
 from clipkit.errors import ClipkitError, Preempted, RunRefused
@@ -99,6 +100,32 @@ def test_a_place_that_cannot_hold_the_results_is_found_before_training(tmp_path:
     with pytest.raises(ClipkitError, match=r"run/eval.*: (cannot be made|is no folder)"):
         loop.train(load_config(write_config(tmp_path, eval={"suite": str(suite)})))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_an_evaluation_that_was_stopped_is_made_again(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = str(root / "data" / "emoji" / "held-out-*.tar")
+    splits = {"a": held_out, "b": held_out}
+    config = load_config(
+        write_config(tmp_path, train__steps=4, data__evaluate=splits, eval={"every": 2})
+    )
+    real, measured = evaluating.evaluate_retrieval, []
+
+    def stopped_in_the_second(*args: Any) -> dict[str, float]:
+        measured.append(args)
+        if len(measured) == 2:
+            raise Preempted(str(int(signal.SIGTERM)))
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating, "evaluate_retrieval", stopped_in_the_second)
+        with pytest.raises(Preempted, match="saved at step 2;"):
+            loop.train(config)
+    loop.train(config)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    evals = [(r["step"], r["split"]) for r in map(json.loads, lines) if r["kind"] == "eval"]
+    assert evals == [(2, "a"), (2, "b"), (4, "a"), (4, "b")]
 
 
 def test_a_plan_of_named_gpus_may_offload_on_a_machine_without(tmp_path: Path) -> None:
