@@ -21,8 +21,9 @@ from clipkit.errors import ClipkitError
 DIRECTIONS = ("text_to_image", "image_to_text")
 # Dot products of equal unit vectors differ by some 1e-7 with their place in a matrix product.
 _TIE = 1e-6
-# Queries × gallery rows of one block of scores: 64 MiB of float32.
-_QUERIES, _GALLERY = 1024, 16384
+# Queries × gallery rows of one block of scores: 64 MiB of float32, or 8 that stay in a CPU's caches.
+_QUERIES, _GALLERY, _GALLERY_ON_CPU = 1024, 16384, 2048
+_PAIRS = 16384  # whose products are there at once
 
 
 def retrieval_metrics(
@@ -170,15 +171,16 @@ def _count_wrong(
     """
     least = torch.from_numpy(scores - np.float32(_TIE)).to(queries.device)
     counts = np.zeros(len(pairs), dtype=np.int64)
+    step = _GALLERY_ON_CPU if queries.device.type == "cpu" else _GALLERY
     for q in range(0, len(asked), _QUERIES):
         chunk = slice(q, min(q + _QUERIES, len(asked)))
         vectors = queries[torch.from_numpy(asked[chunk]).to(queries.device)]  # (q, D)
         own = range(first[chunk.start], first[chunk.stop])  # this chunk's pairs
         row = np.searchsorted(asked[chunk], pairs[own.start : own.stop, 0])
         answer = pairs[own.start : own.stop, 1]
-        for g in range(0, len(gallery), _GALLERY):
-            block = vectors @ gallery[g : g + _GALLERY].T  # (q, g)
-            here = (answer >= g) & (answer < g + _GALLERY)
+        for g in range(0, len(gallery), step):
+            block = vectors @ gallery[g : g + step].T  # (q, g)
+            here = (answer >= g) & (answer < g + step)
             place = torch.from_numpy(np.stack([row[here], answer[here] - g]))
             block[tuple(place.to(block.device))] = -torch.inf  # right answers do not compete
             for p in range(0, len(own), _QUERIES):
@@ -186,15 +188,15 @@ def _count_wrong(
                 rows = torch.from_numpy(row[p : p + _QUERIES]).to(block.device)
                 # Not "greater or equal", which would be false for NaN.
                 lower = block[rows] < least[part, None]  # (p, g)
-                counts[part] += lower.shape[1] - lower.sum(dim=1).cpu().numpy()
+                counts[part] += lower.shape[1] - lower.sum(dim=1, dtype=torch.int32).cpu().numpy()
     return counts
 
 
 def _right_scores(queries: Tensor, gallery: Tensor, pairs: np.ndarray) -> np.ndarray:
     """(P,) the score of each pair."""
     scores = np.empty(len(pairs), dtype=np.float32)
-    for p in range(0, len(pairs), _GALLERY):
-        rows = torch.from_numpy(np.ascontiguousarray(pairs[p : p + _GALLERY])).to(queries.device)
+    for p in range(0, len(pairs), _PAIRS):
+        rows = torch.from_numpy(np.ascontiguousarray(pairs[p : p + _PAIRS])).to(queries.device)
         products = queries[rows[:, 0]] * gallery[rows[:, 1]]
-        scores[p : p + _GALLERY] = products.sum(dim=1).cpu().numpy()
+        scores[p : p + _PAIRS] = products.sum(dim=1).cpu().numpy()
     return scores
