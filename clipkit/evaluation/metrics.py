@@ -21,7 +21,7 @@ from clipkit.errors import ClipkitError
 DIRECTIONS = ("text_to_image", "image_to_text")
 # Dot products of equal unit vectors differ by some 1e-7 with their place in a matrix product.
 _TIE = 1e-6
-# Queries × gallery rows of one block of scores: 64 MiB of float32, or 8 that stay in a CPU's caches.
+# Queries × gallery rows of a block of scores: 64 MiB of float32, or 8 that stay in a CPU's caches.
 _QUERIES, _GALLERY, _GALLERY_ON_CPU = 1024, 16384, 2048
 _PAIRS = 16384  # whose products are there at once
 
