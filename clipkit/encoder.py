@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,14 @@ from clipkit.data.open_clip_tokenizer import cleaning, openai_tokenizer
 from clipkit.data.tokenize import load_tokenizer, open_tokenizer, prepare_tokenizer, tokenize
 from clipkit.display.console import progress_bar
 from clipkit.errors import CheckpointError, ConfigError
-from clipkit.inputs import ImageInput, clean_text, is_one_image, list_texts, open_image
+from clipkit.inputs import (
+    ImageInput,
+    check_count,
+    clean_text,
+    is_one_image,
+    list_texts,
+    open_image,
+)
 from clipkit.models import DualEncoder, ForeignEncoder, load_model, load_preprocess
 from clipkit.models.cores import map_parts, split_rows
 from clipkit.models.foreign import load_foreign
@@ -213,7 +220,7 @@ class Encoder:
             ClipkitError: an item is of another kind.
             ConfigError: ``batch_size`` is below 1.
         """
-        check_batch_size(batch_size)
+        check_count("batch_size", batch_size)
         single = is_one_image(images)
         items: Iterable[ImageInput] = [images] if single else images  # type: ignore[list-item, assignment]
         parts: list[np.ndarray] = []
@@ -248,7 +255,7 @@ class Encoder:
             ClipkitError: an item is no text, or an empty one; its index is named.
             ConfigError: ``batch_size`` is below 1.
         """
-        check_batch_size(batch_size)
+        check_count("batch_size", batch_size)
         single = isinstance(texts, str)
         items = list_texts(texts)
         cleaned = [clean_text(item, where=f"texts[{i}]") for i, item in enumerate(items)]
@@ -415,12 +422,6 @@ def _warn_cut(cut: int, total: int, context_length: int) -> None:
         f"{cut} of {total} texts were longer than the model's {context_length} tokens and were cut",
         stacklevel=3,
     )
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Refuses what is no whole number, or below 1."""
-    if not isinstance(batch_size, SupportsIndex) or batch_size < 1:
-        raise ConfigError(f"batch_size: {batch_size!r}; give a whole number, 1 or more")
 
 
 def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:

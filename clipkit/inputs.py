@@ -6,9 +6,10 @@ text is wanted it is text.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from clipkit.data import ImageError, decode_image, to_rgb
 from clipkit.data.files import is_url, read_all
 from clipkit.data.reader import MAX_IMAGE_BYTES
 from clipkit.data.tokenize import clean_caption
-from clipkit.errors import ClipkitError, DataError
+from clipkit.errors import ClipkitError, ConfigError, DataError
 
 ImageInput: TypeAlias = Image.Image | Path | str | bytes | np.ndarray | Tensor
 MAX_IMAGE_PIXELS = DataConfig().max_image_pixels
@@ -131,3 +132,13 @@ def _fetch(url: str) -> bytes:
 
 def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuses what is no whole number, or below 1.
+
+    Raises:
+        ConfigError: naming ``name``.
+    """
+    if not isinstance(value, SupportsIndex) or operator.index(value) < 1:
+        raise ConfigError(f"{name}: {value!r}; give a whole number, 1 or more")

@@ -22,9 +22,9 @@ from clipkit.data.files import is_url, walk
 from clipkit.data.reader import IMAGE_EXTENSIONS
 from clipkit.display.console import progress_bar
 from clipkit.display.page import small_webp
-from clipkit.encoder import Encoder, check_batch_size
+from clipkit.encoder import Encoder
 from clipkit.errors import ClipkitError, ConfigError, DataError
-from clipkit.inputs import is_one_image, open_image
+from clipkit.inputs import check_count, is_one_image, open_image
 
 _THUMBNAIL = 128  # pixels, the longest edge
 
@@ -70,7 +70,7 @@ def embed_images(
         ConfigError: a whole ``datasets`` table, of which one column is meant; ``batch_size`` is no
             whole number from 1.
     """
-    check_batch_size(batch_size)
+    check_count("batch_size", batch_size)
     named, total = _named(images)
     source = enumerate(named)
     kept = range(thumbnails)

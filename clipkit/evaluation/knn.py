@@ -54,7 +54,7 @@ def knn_scores(
             )
             rows = torch.cat([rows, best.indices + m], dim=1).gather(1, order)
             near, rows = near[:, :k], rows[:, :k]  # (q, k)
-        weights = (near / temperature).softmax(dim=1)
+        weights = ((near - near[:, :1]) / temperature).softmax(dim=1)  # however small that is
         votes = torch.zeros(len(block), num_classes, device=block.device)
         scores[q : q + _QUERIES] = votes.scatter_add_(1, targets[rows], weights).cpu().numpy()
     return scores

@@ -55,7 +55,7 @@ class SimilarityMatrix:
             ConfigError: another ending.
             CheckpointError: the file cannot be written.
         """
-        path = Path(path)
+        path = Path(str(path))
         if path.suffix == ".svg":
             write_text(path, self._figure().svg())
         elif path.suffix == ".png":
@@ -112,13 +112,15 @@ def similarity_matrix(
     Raises:
         ConfigError: ``encoder`` is no model.
         DataError: not one image can be read.
-        ClipkitError: a text is empty, or none.
+        ClipkitError: a text is empty, or there is none.
     """
     if not isinstance(encoder, Encoder):
         raise ConfigError(
             f"model: a {type(encoder).__name__}; give what clipkit.load returns for it"
         )
     items = list_texts(texts)
+    if not items:
+        raise ConfigError("texts: there are none; give one at least")
     text_embeds = encoder.encode_text(items)
     parts = list(
         embed_images(

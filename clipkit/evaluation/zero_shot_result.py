@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from clipkit.display.console import display_width, escape_control, pad, short_path, shorten
+from clipkit.inputs import check_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +42,7 @@ class Prediction:
 
     def top(self, k: int = 1) -> list[tuple[str, float]]:
         """The k likeliest labels with their probabilities, the likeliest first."""
+        check_count("k", k)
         return self.ranked[:k]
 
 

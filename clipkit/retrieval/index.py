@@ -45,7 +45,9 @@ class Index:
         self, parts: Sequence[np.ndarray], *, name: str = "index", codes: CodeScan | None = None
     ) -> None:
         self.name = name
-        self.parts = [part for part in parts if len(part)]
+        # Plain arrays: indexing a memmap makes another, each time.
+        self.parts = [np.asarray(part) for part in parts if len(part)]
+        self._starts = np.cumsum([0, *map(len, self.parts)])
         dims = {part.shape[1] for part in self.parts}
         if len(dims) != 1:
             raise ClipkitError(
@@ -76,17 +78,16 @@ class Index:
         return cls(parts, name=str(store.folder), codes=open_codes(store, kind))
 
     def __len__(self) -> int:
-        return sum(map(len, self.parts))
+        return int(self._starts[-1])
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """(n,) rows → (n, D) float32, read from where they are."""
         out = np.empty((len(rows), self.dim), dtype=np.float32)
-        start = 0
-        for part in self.parts:
-            here = np.flatnonzero((rows >= start) & (rows < start + len(part)))
-            if len(here):
-                out[here] = part[rows[here] - start]
-            start += len(part)
+        order = np.argsort(rows, kind="stable")
+        begins = np.searchsorted(rows[order], self._starts)
+        for number in np.flatnonzero(np.diff(begins)):  # parts that have some of them
+            here = order[begins[number] : begins[number + 1]]
+            out[here] = self.parts[number][rows[here] - self._starts[number]]
         return out
 
     def search(

@@ -93,6 +93,9 @@ def test_one_image_gives_one_row_and_top_sorts_it(tiny_encoder: Encoder) -> None
     assert best[1] >= second[1]
     assert best[0] == result.labels[int(result.scores[0].argmax())]
     assert len(result.top(9)[0]) == 3
+    for k in (0, -1, 2.5, "a"):
+        with pytest.raises(ConfigError, match=r"k: .*; give a whole number, 1 or more"):
+            result.top(k)  # type: ignore[arg-type]
     assert "image 0" in repr(result)
     assert best[0] in repr(result)
 

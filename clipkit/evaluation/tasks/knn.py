@@ -68,7 +68,8 @@ class KnnTask(Task):
             temperature=self.options.temperature,
             device=job.encoder.device,
         )
-        facts = {"k": self.options.k, "temperature": self.options.temperature}
+        k = min(self.options.k, len(train.targets))
+        facts = {"k": k, "temperature": self.options.temperature}
         return self.sets.result(
             self.name, self.kind, embedded, scores, tested.targets, train.targets, facts
         )
