@@ -175,11 +175,11 @@ class Index:
         """(P,) scores of pairs of a query and a row; see the class for what a score is."""
         distinct, place = np.unique(rows, return_inverse=True)
         vectors = self.vectors(distinct)
-        scores = np.empty(len(rows))
+        scores, wide = np.empty(len(rows)), np.asarray(queries, dtype=np.float64)
         # Products of float32 are exact in float64; NumPy sums each line in one and the same order.
         for some in in_parts(len(rows), max(_CACHED // self.dim, 1)):
             products = vectors[place[some]].astype(np.float64)
-            products *= queries[of_query[some]]
+            products *= wide[of_query[some]]
             products.sum(axis=1, out=scores[some])
         if not np.isfinite(scores).all():
             raise CheckpointError(f"{self.name}: its vectors are not finite; embed again")
