@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 # torch 2.14 renamed it, and warns of the old name at every call.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def world() -> tuple[int, int]:
@@ -44,7 +44,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         gathered = rows.new_empty(world()[1] * rows.shape[0], *rows.shape[1:])
-        _all_gather(gathered, rows.contiguous())
+        all_gather(gathered, rows.contiguous())
         return gathered
 
     @staticmethod

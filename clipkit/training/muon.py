@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
+from clipkit.losses.gather import all_gather
+
 _MOMENTUM = 0.95
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -170,7 +172,7 @@ def _told(
     if mine:
         sent[: sizes[dist.get_rank()]] = torch.cat([own[matrix].flatten() for matrix in mine])
     received = sent.new_empty(len(shares) * len(sent))
-    dist.all_gather_into_tensor(received, sent)
+    all_gather(received, sent)
     updates: dict[nn.Parameter, Tensor] = {}
     for share, size, row in zip(shares, sizes, torch.split(received, len(sent)), strict=True):
         parts = torch.split(row[:size], [matrix.numel() for matrix in share])
