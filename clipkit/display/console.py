@@ -25,7 +25,7 @@ def progress_bar(label: str, total: int | None, unit: str, *, show: bool = True)
         unit: what is counted.
         show: whether to show it at all.
     """
-    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+    if sys.stderr.isatty() or _is_notebook():
         return tqdm(total=total, desc=label, unit=unit, disable=not show, delay=0.3, **bar_size())
     return tqdm(
         total=total,
@@ -36,6 +36,12 @@ def progress_bar(label: str, total: int | None, unit: str, *, show: bool = True)
         mininterval=10,
         delay=5,
     )
+
+
+def _is_notebook() -> bool:
+    """Whether this runs in a notebook's kernel; a module of it may be loaded for other reasons."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def bar_size() -> dict[str, Any]:

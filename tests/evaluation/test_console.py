@@ -48,6 +48,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["clipkit"])
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # loaded, as to run a notebook elsewhere
     with progress_bar("embed", 3, "sample") as bar:
         bar.delay = 0
         bar.mininterval = 0
