@@ -146,7 +146,8 @@ def _train(
         accelerator.scaler.load_state_dict(state.scaler)
     accelerator.init_trackers("clipkit")
     encoder = Encoder(model, config.preprocess, tokenizer, device=device)
-    whole = begun.evaluations * (1 if average is None else 2)
+    evaluates = bool(config.eval.every and start and start % config.eval.every == 0)
+    whole = begun.evaluations * (1 if average is None else 2) if evaluates else 0
     log = RunLog(folder, accelerator, start_step=start, total_steps=steps, evaluations=whole)
     evaluation = Evaluation(begun, model, encoder, average, log, stop)
     saver = Saver(
@@ -243,8 +244,7 @@ def _train(
         samples=len(reader),
         parameters=num_parameters,
     )
-    unsure = bool(config.eval.every and 0 < start < steps and start % config.eval.every == 0)
-    if unsure and together.most(not log.evaluated)[0]:
+    if start < steps and together.most(not log.evaluated)[0]:
         # The run ended after this step was saved, and before all of its evaluation.
         evaluate(start)
         wrapped.train()

@@ -50,8 +50,9 @@ class RunLog:
         accelerator: its trackers get the same numbers as metrics.jsonl.
         start_step: records of later steps, from a run that was killed, are dropped.
         total_steps: for the progress bar and the ETA.
-        evaluations: how many records one evaluation has. Where there are fewer of ``start_step``,
-            it was cut short, and they are dropped; at the last step it is made again anyway.
+        evaluations: how many records the evaluation of ``start_step`` has; 0 where none is due.
+            Where there are fewer, it was cut short, and they are dropped; at the last step it is
+            made again anyway.
 
     Attributes:
         evaluated: whether there is a whole evaluation of ``start_step``; on the main process.
