@@ -37,14 +37,15 @@ def test_a_wheel_works_away_from_the_tree(root: Path, tmp_path: Path) -> None:
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     install = [str(python), "-m", "pip", "install", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(install, check=True, capture_output=True)
+    # Of a tree that is on PYTHONPATH pip says that it is installed, and does nothing.
+    subprocess.run(install, check=True, capture_output=True, env=env)
     # The dependencies, not clipkit: a folder named in a .pth file is searched, its own .pth
     # files, which is what an editable install is, are not read.
     site = next((environment / "lib").glob("python*")) / "site-packages"
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     where = subprocess.run(
         [str(python), "-c", "import clipkit; print(clipkit.__file__)"],
         cwd=tmp_path, env=env, capture_output=True, text=True, check=True,
