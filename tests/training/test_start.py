@@ -128,6 +128,21 @@ def test_an_evaluation_that_was_stopped_is_made_again(
     assert evals == [(2, "a"), (2, "b"), (4, "a"), (4, "b")]
 
 
+def test_records_of_evaluations_stay_where_a_run_goes_on_with_others(
+    tmp_path: Path, root: Path
+) -> None:
+    held_out = str(root / "data" / "emoji" / "held-out-*.tar")
+    changes: dict[str, Any] = {"data__evaluate": {"a": held_out}, "train__save_every": 1}
+    loop.train(load_config(write_config(tmp_path, train__steps=2, eval={"every": 1}, **changes)))
+    changes["data__evaluate"]["b"] = held_out
+    longer = write_config(tmp_path, train__steps=4, eval={"every": 3}, **changes)
+    allowed = ["train.steps", "eval.every", "data.evaluate"]
+    loop.train(load_config(longer), allow_change=allowed)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    evals = [(r["step"], r["split"]) for r in map(json.loads, lines) if r["kind"] == "eval"]
+    assert evals == [(1, "a"), (2, "a"), (3, "a"), (3, "b"), (4, "a"), (4, "b")]
+
+
 def test_a_plan_of_named_gpus_may_offload_on_a_machine_without(tmp_path: Path) -> None:
     offload = {"train__offload": True, "train__distributed": "fsdp"}
     config = load_config(write_config(tmp_path, plan={"gpu_tflops": 989}, **offload))
