@@ -181,6 +181,15 @@ def validate(config: Config) -> None:
         )
     if data.holdout >= 1:
         raise ConfigError(f"data.holdout: {data.holdout}; a share of the samples, below 1")
+    if data.hard_negatives and data.mix:
+        raise ConfigError(
+            "data.hard_negatives: it is for one source, and data.mix names several; leave one out"
+        )
+    if data.hard_negatives > train.batch_size:
+        raise ConfigError(
+            f"data.hard_negatives: {data.hard_negatives} do not fit in a batch of "
+            f"{train.batch_size}; take fewer, such as 16"
+        )
     splits = [*data.evaluate, *(["holdout"] if data.holdout else [])]
     if len(set(splits)) < len(splits):
         raise ConfigError("data.evaluate.holdout: data.holdout makes a split of that name")
@@ -285,6 +294,7 @@ _MAY_BE_ZERO = {
     "data.workers",
     "data.cache_gb",
     "data.decoded_gb",
+    "data.hard_negatives",
     "data.holdout",
     "data.max_loss_share",
     "data.max_skip_share",

@@ -132,6 +132,10 @@ class DataConfig:
     lanes: int = 8
     shuffle_chunk: int = 64
     shuffle_window: int = 4096
+    # Instead of those three: so many samples whose captions share rare words stand together in a
+    # batch, as hard negatives (https://arxiv.org/abs/2208.04060, section 4.1); 0: none do. For
+    # sets that lie on a disk, one source, some millions of captions at most.
+    hard_negatives: int = 0
     # What is read of remote files is kept on the local disk, for all runs together, up to this.
     cache_gb: float = 10.0
     # Decoded training images are kept in memory up to this, in each process that decodes, for

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clipkit.config.schema import DataConfig, PreprocessConfig
+from clipkit.data.hard_negatives import HardNegativeOrder, rows_alike
 from clipkit.data.kept_images import KeptImages
 from clipkit.data.mixture import MixtureReader
 from clipkit.data.mixture_order import MixtureOrder
-from clipkit.data.order import Order
+from clipkit.data.order import Order, RowOrder
 from clipkit.data.pieces import EvalPieces, Piece, PieceMaker, Pieces, TrainPieces, join
 from clipkit.data.reader import TURN, Reader
 from clipkit.data.workers import WorkerLoader
@@ -99,8 +100,21 @@ def build_train_loader(
     return _Loader(pieces, steps_here, config.workers, start_method)
 
 
-def build_order(reader: Reader, config: DataConfig, seed: int) -> Order | MixtureOrder:
-    """The order in which a run with this seed and config goes through a source."""
+def build_order(reader: Reader, config: DataConfig, seed: int) -> RowOrder:
+    """The order in which a run with this seed and config goes through a source.
+
+    Raises:
+        ConfigError: it is to have hard negatives, and its rows cannot be read in any order.
+    """
+    if config.hard_negatives:
+        access = reader.access
+        if access.remote or access.estimated or access.whole_shards:
+            raise ConfigError(
+                f"data.hard_negatives: {reader.source.path} is read over a network or shard by "
+                "shard, and this takes samples from all over it; copy it to a disk, or set it to 0"
+            )
+        alike = rows_alike(reader)
+        return HardNegativeOrder(alike, seed=seed, group=config.hard_negatives)
 
     def chunk(part: Reader) -> int:
         return max(part.shard_sizes) if part.access.whole_shards else config.shuffle_chunk

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,14 @@ from clipkit.data.rng import Purpose, permutation
 Rows = NDArray[np.int64]
 
 MOST_CHUNKS = 2**23  # full ones; an epoch's permutation is drawn in 0.4 s and kept in 32 MiB
+
+
+class RowOrder(Protocol):
+    """What says which row is read at each position."""
+
+    def rows(self, positions: NDArray[np.integer[Any]]) -> Rows:
+        """(P,) positions, not negative, of any order → (P,) rows."""
+        ...
 
 
 class _Epoch(NamedTuple):

@@ -23,8 +23,7 @@ from clipkit.config.schema import AugmentConfig, PreprocessConfig
 from clipkit.data.ahead import ReadAhead
 from clipkit.data.decode import decode_pixels
 from clipkit.data.kept_images import KeptImages
-from clipkit.data.mixture_order import MixtureOrder
-from clipkit.data.order import Order
+from clipkit.data.order import RowOrder
 from clipkit.data.reader import Reader, SampleError, field_of
 from clipkit.data.remote import use_cache
 from clipkit.data.rng import Purpose, uniforms
@@ -216,7 +215,7 @@ class TrainPieces(Pieces):
     def __init__(
         self,
         maker: PieceMaker,
-        order: Order | MixtureOrder,
+        order: RowOrder,
         batch_size: int,
         rank: int,
         world_size: int,

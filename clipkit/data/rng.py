@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     MIXTURE = 5
     CAPTION = 6
     SOURCE = 7
+    OFFSET = 8
 
 
 def raw_bits(seed: int, purpose: Purpose, *key: int, size: int) -> NDArray[np.uint64]:

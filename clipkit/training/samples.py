@@ -20,7 +20,8 @@ def open_data(config: Config, *, progress: bool = True) -> tuple[Reader, dict[st
     """The training source, and the splits to evaluate on by name."""
     reader: Reader
     use_cache(config.data.cache_gb)
-    options = {"progress": progress, "estimate": not config.data.holdout}  # which is of the rows
+    of_rows = config.data.holdout or config.data.hard_negatives
+    options = {"progress": progress, "estimate": not of_rows}
     if mix := config.data.mix:
         parts = {name: open_source(source, **options) for name, source in mix.items()}
         reader = MixtureReader(parts, [source.weight for source in mix.values()])

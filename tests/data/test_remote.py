@@ -14,8 +14,9 @@ from sample_files import encoded, pair_members, write_shards, write_tar
 
 from clipkit.config.schema import DataConfig, PreprocessConfig, SourceConfig
 from clipkit.data import SampleError, build_train_loader, open_source, remote
+from clipkit.data.loader import build_order
 from clipkit.data.tokenize import train_tokenizer
-from clipkit.errors import DataError
+from clipkit.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -251,8 +252,6 @@ def test_estimates_read_every_sample_equally_often(tmp_path: Path) -> None:
     assert first == 20
     assert 6 < third < 20 < 40
     assert second < 40
-    from clipkit.data.loader import build_order
-
     order = build_order(reader, config, seed=3)
     epochs = 12
     rows = order.rows(torch.arange(epochs * len(reader)).numpy())
@@ -276,6 +275,13 @@ def test_remote_totals_are_estimates_where_nothing_tells_them(
     assert server.sent["/train-002.tar"] == 0
     counted = open_source(source, progress=False)
     assert (len(counted), counted.access.estimated) == (120, False)
+
+
+def test_remote_shards_have_no_hard_negatives(tmp_path: Path, server: Server) -> None:
+    write_shards(tmp_path, [4, 3])
+    reader = open_source(SourceConfig(path=f"{server.url}/train-{{000..001}}.tar"), progress=False)
+    with pytest.raises(ConfigError, match=r"^data\.hard_negatives: http.*; copy it to a disk"):
+        build_order(reader, DataConfig(hard_negatives=2), seed=0)
 
 
 def test_an_index_beside_a_remote_shard_is_used(tmp_path: Path, server: Server) -> None:
