@@ -7,11 +7,8 @@ the block and not on the store.
 
 from __future__ import annotations
 
-import mmap
-import os
-import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -25,8 +22,6 @@ _MOST_ROWS = 65_536  # a block
 _MOST_BYTES = 32 * 2**20  # of a block, which may be converted to float32
 _QUERIES = 256  # at a time
 _PAIRS = 2**21  # numbers that are compared in float64 at a time: 16 MiB
-_MOST_FILES = 256  # that are held open
-_MOST_READS = 8192  # rows here and there; of more, most are neighbours
 _CACHED = 2**15  # products that stay in a core's cache while they are summed
 
 
@@ -52,8 +47,6 @@ class Index:
         self.name = name
         # Plain arrays: indexing a memmap makes another, each time.
         self.parts = [np.asarray(part) for part in parts if len(part)]
-        few = len(self.parts) <= _MOST_FILES
-        self._files = [_File.of(part) if few else None for part in parts if len(part)]
         self._starts = np.cumsum([0, *map(len, self.parts)])
         dims = {part.shape[1] for part in self.parts}
         if len(dims) != 1:
@@ -94,12 +87,7 @@ class Index:
         begins = np.searchsorted(rows[order], self._starts)
         for number in np.flatnonzero(np.diff(begins)):  # parts that have some of them
             here = order[begins[number] : begins[number + 1]]
-            within = rows[here] - self._starts[number]
-            file = self._files[number]
-            if file is None or len(here) > _MOST_READS:
-                out[here] = self.parts[number][within]
-            else:
-                out[here] = file.read(within)
+            out[here] = self.parts[number][rows[here] - self._starts[number]]
         return out
 
     def search(
@@ -196,52 +184,6 @@ class Index:
         if not np.isfinite(scores).all():
             raise CheckpointError(f"{self.name}: its vectors are not finite; embed again")
         return scores.astype(np.float32)
-
-
-class _File:
-    """Reads rows here and there of an array in a file: the first touch of a page of a map takes
-    longer than a read of it, on virtual machines many times as long.
-
-    Args:
-        part: the array, mapped as a whole.
-    """
-
-    def __init__(self, part: Any) -> None:
-        self._name, self._begin = part.filename, part.offset
-        self._columns, self._dtype = part.shape[1], part.dtype
-        self._descriptor = os.open(str(part.filename), os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
-
-    @classmethod
-    def of(cls, part: np.ndarray) -> _File | None:
-        """None for an array that is not the map of a file."""
-        base: object = part.base  # of a part of a map: the map
-        whole = isinstance(part, np.memmap) and isinstance(base, mmap.mmap)
-        if not whole or not part.flags.c_contiguous or sys.platform == "win32":  # has no preadv
-            return None
-        try:
-            return cls(part)
-        except OSError:  # too many are open, or it is gone: the map is still there
-            return None
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """(n, D) the rows, as they are.
-
-        Raises:
-            CheckpointError: the file was cut short.
-        """
-        found = np.empty((len(rows), self._columns), dtype=self._dtype)
-        size, lines = self._columns * self._dtype.itemsize, found.data.cast("B")
-        for i, row in enumerate(rows.tolist()):
-            line = lines[i * size : (i + 1) * size]
-            if os.preadv(self._descriptor, [line], self._begin + row * size) != size:
-                raise CheckpointError(
-                    f"{self._name}: cut short since it was opened; embed again into another folder"
-                )
-        return found
 
 
 class _Best:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from clipkit.errors import CheckpointError, ClipkitError
+from clipkit.errors import ClipkitError
 from clipkit.retrieval import index as module
 from clipkit.retrieval.index import Index
 
@@ -68,22 +65,3 @@ def test_what_cannot_be_searched_is_refused() -> None:
         index.search(np.zeros((1, 5)), 1)
     with pytest.raises(ClipkitError, match="k: 0"):
         index.search(np.zeros((1, 4)), 0)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_rows_are_the_same_from_a_file_as_from_memory(tmp_path: Path, dtype: str) -> None:
-    vectors = np.random.default_rng(0).normal(size=(50, 24)).astype(dtype)
-    np.save(tmp_path / "part.npy", vectors)
-    mapped = np.load(tmp_path / "part.npy", mmap_mode="r")
-    rows = np.array([49, 3, 3, 0, 31])
-    for parts in ([vectors], [mapped], [mapped[:20], mapped[20:]], [mapped[::-1]]):
-        expected = np.concatenate(parts)[rows]
-        assert (Index(parts).vectors(rows) == expected).all()
-
-
-def test_a_file_that_is_cut_short_while_it_is_searched_is_named(tmp_path: Path) -> None:
-    np.save(tmp_path / "part.npy", np.ones((50, 24), dtype=np.float32))
-    index = Index([np.load(tmp_path / "part.npy", mmap_mode="r")])
-    os.truncate(tmp_path / "part.npy", 1000)
-    with pytest.raises(CheckpointError, match=r"part\.npy: cut short since it was opened"):
-        index.vectors(np.array([40]))
