@@ -185,10 +185,11 @@ def validate(config: Config) -> None:
         raise ConfigError(
             "data.hard_negatives: it is for one source, and data.mix names several; leave one out"
         )
-    if data.hard_negatives > train.batch_size:
+    if data.hard_negatives > train.batch_size // train.accumulate:
+        of = f", in {train.accumulate} parts" if train.accumulate > 1 else ""
         raise ConfigError(
             f"data.hard_negatives: {data.hard_negatives} do not fit in a batch of "
-            f"{train.batch_size}; take fewer, such as 16"
+            f"{train.batch_size}{of}; take fewer, such as 4"
         )
     splits = [*data.evaluate, *(["holdout"] if data.holdout else [])]
     if len(set(splits)) < len(splits):

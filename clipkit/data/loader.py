@@ -113,7 +113,7 @@ def build_order(reader: Reader, config: DataConfig, seed: int) -> RowOrder:
                 f"data.hard_negatives: {reader.source.path} is read over a network or shard by "
                 "shard, and this takes samples from all over it; copy it to a disk, or set it to 0"
             )
-        alike = rows_alike(reader)
+        alike = rows_alike(reader, config.hard_negatives)
         return HardNegativeOrder(alike, seed=seed, group=config.hard_negatives)
 
     def chunk(part: Reader) -> int:

@@ -130,6 +130,8 @@ class Order:
         lane = positions % self.lanes
         turn = (positions - first[lane]) // self.lanes  # j: the lane's j-th position
         window, within = np.divmod(turn, self.window)
+        if self.window == 1:
+            return np.asarray(start[lane] + window)
         # One permutation serves all positions of a (lane, window).
         groups, member = np.unique(lane * self._max_windows + window, return_inverse=True)
         sorted_by_group = np.argsort(member, kind="stable")

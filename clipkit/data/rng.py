@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     CAPTION = 6
     SOURCE = 7
     OFFSET = 8
+    SPREAD = 9
 
 
 def raw_bits(seed: int, purpose: Purpose, *key: int, size: int) -> NDArray[np.uint64]:
