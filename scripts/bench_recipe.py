@@ -36,7 +36,7 @@ EPOCH = -(-SAMPLES // BATCH)  # steps of open_clip's epoch: what is over is fill
 # the end token, so that a shorter context computes the same, in less time.
 LONGEST, DEFAULT_CONTEXT = 24, 77
 VIT = {"image_size": 64, "layers": 6, "width": 192, "head_width": 64, "patch_size": 16}
-TEXT = {"vocab_size": 49408, "width": 192, "heads": 3, "layers": 4}
+TEXT = {"vocab_size": 49408, "width": 192, "heads": 3, "layers": 2}
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 COLD = {"init_logit_scale": 3.912}  # a temperature of 0.02
 RECIPE = ["--wd", "0.1", "--grad-clip-norm", "1.0", "--aug-cfg", "scale=(1.0,1.0)"]
