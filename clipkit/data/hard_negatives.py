@@ -69,8 +69,8 @@ class HardNegativeOrder:
 
 
 def rows_alike(reader: Reader, group: int) -> Rows:
-    """(N,) the rows of a source, neighbours alike, by one pass over its captions: 13 µs a caption
-    of 12 words. The captions are in memory meanwhile, and eight numbers each."""
+    """(N,) the rows of a source, neighbours alike, by one pass over its captions, whose words are
+    in memory meanwhile, as numbers."""
     return sort_alike(reader.captions(), reader.image_names(), group=group)
 
 
@@ -82,15 +82,20 @@ def sort_alike(captions: Iterable[str], images: Iterable[str] | None = None, *, 
         images: the names of their images, where several rows may share one.
         group: G, samples that are to stand together.
     """
-    words = [_words(caption) for caption in captions]
+    numbers: dict[str, int] = {}  # of words, in place of which they are kept
+    words = [
+        tuple([numbers.setdefault(word, len(numbers)) for word in _words(caption)])
+        for caption in captions
+    ]
+    names = list(numbers)
     held = Counter(word for of_one in words for word in set(of_one))
-    common = sorted((count, word) for word, count in held.items() if count > 1)
-    rank = {word: number for number, (_, word) in enumerate(common, start=1)}
+    common = sorted((count, names[word]) for word, count in held.items() if count > 1)
+    rank = {numbers[name]: place for place, (_, name) in enumerate(common, start=1)}
     keys = np.zeros((len(words), _RAREST), dtype=np.uint32)  # 0: no more words
     turns = np.zeros(len(words), dtype=np.int64)
-    of_words, of_image = Counter[tuple[str, ...]](), Counter[str]()
-    names = repeat("") if images is None else images
-    for row, (of_one, image) in enumerate(zip(words, names, strict=False)):
+    of_words, of_image = Counter[tuple[int, ...]](), Counter[str]()
+    of_rows = repeat("") if images is None else images
+    for row, (of_one, image) in enumerate(zip(words, of_rows, strict=False)):
         ranks = sorted({rank[word] for word in of_one if word in rank})[:_RAREST]
         keys[row, : len(ranks)] = ranks
         turn = max(of_words[of_one], 0 if images is None else of_image[image])
@@ -107,5 +112,5 @@ def sort_alike(captions: Iterable[str], images: Iterable[str] | None = None, *, 
     return rows
 
 
-def _words(caption: str) -> tuple[str, ...]:
-    return tuple(_WORD.findall(unicodedata.normalize("NFKC", caption).casefold()))
+def _words(caption: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFKC", caption).casefold())
