@@ -35,7 +35,7 @@ CHOICES: dict[str, list[str]] = {
     "45 epochs": ["train.epochs=45"],
     "24 epochs": ["train.epochs=24"],
     "no hard negatives": ["data.hard_negatives=0"],
-    "hard negatives in groups of 4": ["data.hard_negatives=4"],
+    "hard negatives in groups of 8": ["data.hard_negatives=8"],
     "hard negatives in groups of 16": ["data.hard_negatives=16"],
     "4 layers of text": ["model.text.layers=4"],
     "AdamW, lr 5e-4": ADAMW,

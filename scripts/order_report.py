@@ -2,8 +2,10 @@
 
     python scripts/order_report.py scale      # seconds and memory, to a billion samples
     python scripts/order_report.py quality    # sorted data beside a full permutation
+    python scripts/order_report.py alike      # hard negatives: captions sorted by their words
 
-Nothing is read: the order wants the sizes of the shards only. Both print Markdown.
+Nothing is read: the order wants the sizes of the shards only, and captions are made up. All print
+Markdown.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 
 from clipkit.config.schema import DataConfig
 from clipkit.data import order as order_module
+from clipkit.data.hard_negatives import sort_alike
 from clipkit.data.order import MOST_CHUNKS, Order
 from clipkit.data.rng import Purpose, permutation
 
@@ -32,11 +35,11 @@ Ints = NDArray[np.int64]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["scale", "quality"])
+    parser.add_argument("what", choices=["scale", "quality", "alike"])
     what = parser.parse_args().what
     print(f"    OMP_NUM_THREADS=1 python scripts/order_report.py {what}\n")
     print(f"{machine('numpy')}, CPU only.\n")
-    {"scale": scale, "quality": quality}[what]()
+    {"scale": scale, "quality": quality, "alike": alike}[what]()
 
 
 def build(sizes: Ints, *, lanes: int = 0, chunk: int = 0, window: int = 0) -> Order:
@@ -112,6 +115,17 @@ def resident() -> int:
     """Bytes of this process in memory; of Linux."""
     pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     return int(pages) * resource.getpagesize()
+
+
+def alike() -> None:
+    words = np.random.default_rng(0).zipf(1.3, (SAMPLES, 12)) % 1_000_000
+    captions = (" ".join(f"word{number}" for number in numbers.tolist()) for numbers in words)
+    before, clock = resident(), time.process_time()
+    sort_alike(captions, group=4)
+    seconds = time.process_time() - clock
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    took = f"{seconds:.0f} s of one core, {grown / 2**20:.0f} MiB"
+    print(f"{SAMPLES:,} captions of 12 words, Zipf's law (1.3): {took}")
 
 
 # Quality

@@ -10,9 +10,9 @@ The definition, for N samples in groups of G:
 - Captions are taken apart into words, after NFKC and in lower case; each Chinese or Japanese
   character is one. Of the words that stand in more than one caption, the rarest eight are a
   caption's key, the rarest first.
-- Rows are dealt out in turns: a row is of the first turn that has neither its words nor its
-  image yet, as equals would be wrong negatives. The rows of a turn are sorted by key, and the
-  turns laid end to end.
+- Rows are dealt out in turns: a row is of the turn after the last one that has its words or its
+  image, as equals would be wrong negatives. The rows of a turn are sorted by key, and the turns
+  laid end to end.
 - Turns of less than 4 · G rows would bring equals together all the same. Their rows are permuted,
   and stand alone among the others, evenly spread.
 - In epoch e this list begins at an offset that is drawn from (seed, e), and goes round. It is cut
@@ -34,7 +34,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipkit.data.order import Order, Rows
-from clipkit.data.reader import Reader
 from clipkit.data.rng import Purpose, permutation, raw_bits
 
 _RAREST = 8  # words of a key
@@ -68,14 +67,9 @@ class HardNegativeOrder:
         return self._alike[places % n]
 
 
-def rows_alike(reader: Reader, group: int) -> Rows:
-    """(N,) the rows of a source, neighbours alike, by one pass over its captions, whose words are
-    in memory meanwhile, as numbers."""
-    return sort_alike(reader.captions(), reader.image_names(), group=group)
-
-
 def sort_alike(captions: Iterable[str], images: Iterable[str] | None = None, *, group: int) -> Rows:
     """(N,) the numbers of some captions, neighbours alike; see the module for the definition.
+    Their words are in memory meanwhile, as numbers.
 
     Args:
         captions: N, of which some may be empty.
@@ -95,7 +89,7 @@ def sort_alike(captions: Iterable[str], images: Iterable[str] | None = None, *, 
     turns = np.zeros(len(words), dtype=np.int64)
     of_words, of_image = Counter[tuple[int, ...]](), Counter[str]()
     of_rows = repeat("") if images is None else images
-    for row, (of_one, image) in enumerate(zip(words, of_rows, strict=False)):
+    for row, (of_one, image) in enumerate(zip(words, of_rows, strict=images is not None)):
         ranks = sorted({rank[word] for word in of_one if word in rank})[:_RAREST]
         keys[row, : len(ranks)] = ranks
         turn = max(of_words[of_one], 0 if images is None else of_image[image])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clipkit.config.schema import DataConfig, PreprocessConfig
-from clipkit.data.hard_negatives import HardNegativeOrder, rows_alike
+from clipkit.data.hard_negatives import HardNegativeOrder, sort_alike
 from clipkit.data.kept_images import KeptImages
 from clipkit.data.mixture import MixtureReader
 from clipkit.data.mixture_order import MixtureOrder
@@ -100,21 +100,30 @@ def build_train_loader(
     return _Loader(pieces, steps_here, config.workers, start_method)
 
 
+def check_reach(reader: Reader, config: DataConfig) -> None:
+    """Refuses an order that takes samples from all over a source which cannot be read so.
+
+    Raises:
+        ConfigError: it is to have hard negatives.
+    """
+    access = reader.access
+    if config.hard_negatives and (access.remote or access.estimated or access.whole_shards):
+        raise ConfigError(
+            f"data.hard_negatives: {reader.source.path} is read over a network or shard by "
+            "shard, and this takes samples from all over it; copy it to a disk, or set it to 0"
+        )
+
+
 def build_order(reader: Reader, config: DataConfig, seed: int) -> RowOrder:
     """The order in which a run with this seed and config goes through a source.
 
     Raises:
-        ConfigError: it is to have hard negatives, and its rows cannot be read in any order.
+        ConfigError: see :func:`check_reach`.
     """
-    if config.hard_negatives:
-        access = reader.access
-        if access.remote or access.estimated or access.whole_shards:
-            raise ConfigError(
-                f"data.hard_negatives: {reader.source.path} is read over a network or shard by "
-                "shard, and this takes samples from all over it; copy it to a disk, or set it to 0"
-            )
-        alike = rows_alike(reader, config.hard_negatives)
-        return HardNegativeOrder(alike, seed=seed, group=config.hard_negatives)
+    if group := config.hard_negatives:
+        check_reach(reader, config)
+        alike = sort_alike(reader.captions(), reader.image_names(), group=group)
+        return HardNegativeOrder(alike, seed=seed, group=group)
 
     def chunk(part: Reader) -> int:
         return max(part.shard_sizes) if part.access.whole_shards else config.shuffle_chunk

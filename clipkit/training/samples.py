@@ -7,6 +7,7 @@ from collections import Counter
 
 from clipkit.config import Config
 from clipkit.data import MixtureReader, Reader, hold_back, open_source
+from clipkit.data.loader import check_reach
 from clipkit.data.reader import LOSSES
 from clipkit.data.remote import use_cache
 from clipkit.errors import DataError
@@ -27,6 +28,7 @@ def open_data(config: Config, *, progress: bool = True) -> tuple[Reader, dict[st
         reader = MixtureReader(parts, [source.weight for source in mix.values()])
     else:
         reader = open_source(config.data.train, **options)
+    check_reach(reader, config.data)
     splits = {}
     if config.data.holdout:
         reader, splits["holdout"] = hold_back(reader, config.data.holdout)

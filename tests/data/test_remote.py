@@ -12,11 +12,12 @@ import torch
 from file_server import Server
 from sample_files import encoded, pair_members, write_shards, write_tar
 
-from clipkit.config.schema import DataConfig, PreprocessConfig, SourceConfig
+from clipkit.config.schema import Config, DataConfig, PreprocessConfig, SourceConfig
 from clipkit.data import SampleError, build_train_loader, open_source, remote
 from clipkit.data.loader import build_order
 from clipkit.data.tokenize import train_tokenizer
 from clipkit.errors import ConfigError, DataError
+from clipkit.training.samples import open_data
 
 
 @pytest.fixture
@@ -282,6 +283,9 @@ def test_remote_shards_have_no_hard_negatives(tmp_path: Path, server: Server) ->
     reader = open_source(SourceConfig(path=f"{server.url}/train-{{000..001}}.tar"), progress=False)
     with pytest.raises(ConfigError, match=r"^data\.hard_negatives: http.*; copy it to a disk"):
         build_order(reader, DataConfig(hard_negatives=2), seed=0)
+    config = Config(data=DataConfig(train=reader.source, hard_negatives=2))
+    with pytest.raises(ConfigError, match=r"^data\.hard_negatives"):  # before a run has a folder
+        open_data(config, progress=False)
 
 
 def test_an_index_beside_a_remote_shard_is_used(tmp_path: Path, server: Server) -> None:
