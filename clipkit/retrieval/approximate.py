@@ -11,9 +11,12 @@ import math
 import os
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from clipkit.display.console import progress_bar
 from clipkit.errors import CheckpointError, ConfigError
@@ -30,6 +33,8 @@ _K = 10
 _LINKS = 32  # of HNSW, each way
 _FEW, _SOME = 10_000, 100_000  # rows up to which nothing, or a graph, is worth it
 _LEAST_SAMPLE = 64 * 2**20
+_MANY = 12  # queries, from where on their nearest lists are worth a product of our own
+_LIST_SCORES = 2**22  # of queries with lists at a time: 16 MiB
 _A_LIST = 40  # training rows: faiss warns below 39
 
 
@@ -179,11 +184,16 @@ class ApproximateIndex:
         exact: the same rows.
         refine: times k rows are compared in full.
         effort: ``nprobe`` or ``efSearch``.
+
+    Attributes:
+        is_graph: whether this is HNSW.
     """
 
     def __init__(self, index: Any, exact: Index, refine: int, effort: int) -> None:
         self._index, self.exact = index, exact
         self.refine, self.effort = refine, effort
+        self.is_graph = hasattr(index, "hnsw")
+        self._lists = int(getattr(index, "nlist", 0))
 
     @classmethod
     def open(cls, store: EmbeddingStore, kind: str) -> ApproximateIndex:
@@ -238,39 +248,71 @@ class ApproximateIndex:
         wanted = min(max(k, 0) * self.refine, len(self))
         if mask is not None or k < 1 or not len(queries):
             return self.exact.search(queries, k, mask=mask)
-        self.set_effort(max(self.effort, wanted if self.is_graph else 0))
-        _, found = self._index.search(queries, wanted)
+        found = self._near(queries, wanted)
         k = min(k, len(self))
-        of_query, place = np.nonzero(found >= 0)
-        near = found[of_query, place]
-        full = np.full(found.shape, -np.inf, dtype=np.float32)
+        near, of_query = found.ravel(), np.repeat(np.arange(len(queries)), wanted)
+        missing = near < 0 if found[:, -1].min() < 0 else None
+        if missing is not None:
+            near = near.clip(0)
+        full = np.empty(len(near), dtype=np.float32)
         for some in in_parts(len(near), self.exact.pairs):
-            score = self.exact.score(queries, of_query[some], near[some])
-            full[of_query[some], place[some]] = score
-        order = np.lexsort((found, -full), axis=1)[:, :k]
-        scores = np.take_along_axis(full, order, axis=1)
-        rows = np.take_along_axis(found, order, axis=1)
-        if (few := np.flatnonzero(np.isinf(scores[:, -1]))).size:
+            full[some] = self.exact.score(queries, of_query[some], near[some])
+        if missing is not None:
+            full[missing] = -np.inf
+        each = full.reshape(found.shape)
+        order = np.lexsort((found, -each), axis=1)[:, :k]
+        lines = np.arange(len(queries))[:, None]
+        scores, rows = each[lines, order], found[lines, order]
+        if missing is not None:
+            few = np.flatnonzero(np.isinf(scores[:, -1]))
             scores[few], rows[few] = self.exact.search(queries[few], k)
         return scores, rows
 
-    @property
-    def is_graph(self) -> bool:
-        """Whether this is HNSW."""
-        return hasattr(self._index, "hnsw")
+    def _near(self, queries: np.ndarray, wanted: int) -> np.ndarray:
+        """(Q, wanted) rows that faiss finds, -1 where there are no more."""
+        self.set_effort(max(self.effort, wanted if self.is_graph else 0))
+        if not self._lists:
+            return np.asarray(self._index.search(queries, wanted)[1])
+        # Among threads go the lists of one query, or else the queries.
+        self._index.parallel_mode = 1 if len(queries) == 1 else 3
+        if len(queries) < _MANY:
+            return np.asarray(self._index.search(queries, wanted)[1])
+        found = np.empty((len(queries), wanted), dtype=np.int64)
+        for some in in_parts(len(queries), max(_LIST_SCORES // self._lists, 1)):
+            scores, nearest = self._nearest_lists(queries[some])
+            found[some] = self._index.search_preassigned(queries[some], wanted, nearest, scores)[1]
+        return found
+
+    def _nearest_lists(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(Q, effort) scores and numbers of lists: faiss's own product takes twice as long."""
+        threads = torch.get_num_threads()
+        # Torch's other threads would wait, busily, for more where faiss's are to go on.
+        torch.set_num_threads(1)
+        try:
+            all_scores = torch.from_numpy(queries) @ self._centroids.T
+            scores, nearest = all_scores.topk(min(self.effort, len(self._centroids)))
+        finally:
+            torch.set_num_threads(threads)
+        return scores.numpy(), nearest.numpy()
+
+    @cached_property
+    def _centroids(self) -> Tensor:
+        """(lists, D), faiss's own memory."""
+        faiss = import_faiss()
+        flat = faiss.downcast_index(self._index.quantizer)
+        values = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d)
+        return torch.from_numpy(values.reshape(flat.ntotal, flat.d))
 
     @property
     def most_effort(self) -> int:
         """From where on more does not find more; 0 where everything is compared."""
-        if self.is_graph:
-            return 2048
-        return int(getattr(self._index, "nlist", 0))
+        return 2048 if self.is_graph else self._lists
 
     def set_effort(self, effort: int) -> None:
         """``nprobe`` or ``efSearch`` of the searches that follow."""
         if self.is_graph:
             self._index.hnsw.efSearch = max(effort, 1)
-        elif self.most_effort:
+        elif self._lists:
             self._index.nprobe = max(effort, 1)
 
 
@@ -313,16 +355,6 @@ def _measure(
         each = recalls(slice(0, half))
         return bool(each.mean() - 2 * each.std() / math.sqrt(len(each)) >= wanted)
 
-    # Comparing more rows in full costs more than a little more effort: first without.
-    for refine in sorted({1, found.refine}):
-        found.refine = refine
-        found.effort = 16 if found.is_graph else min(1, found.most_effort)
-        while not (reached := enough()) and found.effort < found.most_effort:
-            more = max(found.effort + 1, found.effort * 5 // 4)
-            found.effort = min(more, found.most_effort)
-        if reached:
-            break
-
     def milliseconds(index: Index | ApproximateIndex) -> float:
         times = []
         for query in queries[half : half + 32]:
@@ -331,13 +363,25 @@ def _measure(
             times.append(time.perf_counter() - begin)
         return 1000 * float(np.median(times))
 
+    # Few rows compared in full and more effort, or more of them and less: what is faster here.
+    ways = []
+    for refine in sorted({1, min(2, found.refine), found.refine}):
+        found.refine = refine
+        found.effort = 16 if found.is_graph else min(1, found.most_effort)
+        while not (reached := enough()) and found.effort < found.most_effort:
+            more = max(found.effort + 1, found.effort * 5 // 4)
+            found.effort = min(more, found.most_effort)
+        taken = milliseconds(found)
+        ways.append(((0, taken) if reached else (1, -refine), taken, refine, found.effort))
+    _, taken, found.refine, found.effort = min(ways)
+
     return {
         "effort": found.effort,
         "refine": found.refine,
         "recall": float(recalls(slice(half, None)).mean()),
         "wanted": wanted,
         "queries": f"{len(queries) - half} {what}",
-        "milliseconds": milliseconds(found),
+        "milliseconds": taken,
         "exact_milliseconds": milliseconds(found.exact),
     }
 

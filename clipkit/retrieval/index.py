@@ -22,6 +22,7 @@ _MOST_ROWS = 65_536  # a block
 _MOST_BYTES = 32 * 2**20  # of a block, which may be converted to float32
 _QUERIES = 256  # at a time
 _PAIRS = 2**21  # numbers that are compared in float64 at a time: 16 MiB
+_FEW = 4  # rows a part that are copied one by one sooner than they are sorted
 _CACHED = 2**15  # products that stay in a core's cache while they are summed
 
 
@@ -83,6 +84,12 @@ class Index:
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """(n,) rows → (n, D) float32, read from where they are."""
         out = np.empty((len(rows), self.dim), dtype=np.float32)
+        if len(rows) <= _FEW * len(self.parts):
+            numbers = np.searchsorted(self._starts, rows, side="right") - 1
+            places = rows - self._starts[numbers]
+            for i, (number, row) in enumerate(zip(numbers.tolist(), places.tolist(), strict=True)):
+                out[i] = self.parts[number][row]
+            return out
         order = np.argsort(rows, kind="stable")
         begins = np.searchsorted(rows[order], self._starts)
         for number in np.flatnonzero(np.diff(begins)):  # parts that have some of them
@@ -173,13 +180,15 @@ class Index:
 
     def score(self, queries: np.ndarray, of_query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(P,) scores of pairs of a query and a row; see the class for what a score is."""
-        distinct, place = np.unique(rows, return_inverse=True)
-        vectors = self.vectors(distinct)
         scores, wide = np.empty(len(rows)), np.asarray(queries, dtype=np.float64)
+        size = max(_CACHED // self.dim, 1)
+        buffer = np.empty((min(size, len(rows)), self.dim))
         # Products of float32 are exact in float64; NumPy sums each line in one and the same order.
-        for some in in_parts(len(rows), max(_CACHED // self.dim, 1)):
-            products = vectors[place[some]].astype(np.float64)
-            products *= wide[of_query[some]]
+        for some in in_parts(len(rows), size):
+            vectors = self.vectors(rows[some])
+            products = buffer[: len(vectors)]
+            np.take(wide, of_query[some], axis=0, out=products, mode="clip")
+            products *= vectors
             products.sum(axis=1, out=scores[some])
         if not np.isfinite(scores).all():
             raise CheckpointError(f"{self.name}: its vectors are not finite; embed again")

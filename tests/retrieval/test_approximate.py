@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_model import noise_shard
 
 from clipkit.cli import main
 from clipkit.digest import sha256
 from clipkit.encoder import Encoder
 from clipkit.errors import CheckpointError, ConfigError
-from clipkit.retrieval.approximate import build_approximate, plan_index
+from clipkit.retrieval.approximate import ApproximateIndex, build_approximate, plan_index
 from clipkit.retrieval.embed import embed
 from clipkit.retrieval.index_command import byte_count
 from clipkit.retrieval.store import EmbeddingStore
@@ -100,6 +101,23 @@ def test_what_is_found_reaches_the_recall_that_was_measured(
             assert at.get(row, score) == score  # the very number
     where = opened.index(approximate=True).search_embeds(queries[:3], 5, where="source_row=7")
     assert all(row % 30 == 7 for one in where for row in one.rows)
+
+
+def test_one_query_finds_what_it_finds_among_many(store: Path) -> None:
+    opened = EmbeddingStore(store)
+    build_approximate(opened, "image", memory=10**6, progress=False)
+    index = ApproximateIndex.open(opened, "image")
+    queries = np.concatenate(opened.text_embeds)[5::50]
+    threads = torch.get_num_threads()
+    scores, rows = index.search(queries, 10)
+    assert torch.get_num_threads() == threads
+    for one in range(0, len(queries), 7):
+        alone_scores, alone = index.search(queries[one][None], 10)
+        np.testing.assert_array_equal(alone[0], rows[one])
+        np.testing.assert_array_equal(alone_scores[0], scores[one])
+    few, all_rows = index.search(queries, 3000)[1], np.arange(12_000)
+    assert few.shape == (240, 3000)  # more than its lists hold: exact, and each row once
+    assert all(len(np.intersect1d(one, all_rows)) == 3000 for one in few[::60])
 
 
 def test_a_recall_that_is_not_reached_is_said(
