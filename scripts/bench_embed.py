@@ -10,9 +10,9 @@ NumPy; loading models is not counted. All take turns, and medians are compared.
 Each peer runs at its defaults: float32, batches of 32, captions padded to the longest of a batch
 (open_clip: to 77, the only length it takes). Its best: weights in bf16, batches of 64, captions
 sorted by length (sentence-transformers does that by itself). clipkit runs what ``clipkit embed``
-does, without writing: a loader process that decodes, bf16, batches of 256, captions packed; and
-the same in float32, so that the ratio of the two is bf16's share, and that of clipkit in float32
-to a peer's default is the share of packing and overlap.
+does, without writing: a loader process that decodes images, bf16, batches of 256, captions packed;
+and the same in float32, so that the ratio of the two is the share of bf16, and that of clipkit in
+float32 to a peer's default is the share of packing and overlap.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--open-clip-python", help="an interpreter that has open_clip")
     parser.add_argument("--images", type=int, default=768)
     parser.add_argument("--captions", type=int, default=2048)
+    parser.add_argument("--only", choices=("images", "captions"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -63,7 +64,7 @@ def main() -> None:
             f"torch {torch.__version__}, {args.threads} threads, {args.images} images, "
             f"{args.captions} captions of {np.mean(lengths):.1f} tokens, medians of {args.rounds}"
         )
-        for what in ("images", "captions"):
+        for what in (args.only,) if args.only else ("images", "captions"):
             bench(what, Path(folder), args)
 
 
@@ -165,7 +166,7 @@ def clipkit_way(question: dict[str, Any], folder: Path) -> Callable[[], object]:
     def run() -> np.ndarray:
         loader = build_eval_loader(
             reader, encoder.preprocess, encoder.tokenizer,
-            batch_size=256, workers=1, fields=(), **wanted,
+            batch_size=256, workers=int(images), fields=(), **wanted,
         )  # fmt: skip
         with encoder.computing(DTYPES[precision]):
             parts = [

@@ -46,13 +46,10 @@ def run_embed(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from clipkit.config.schema import SourceConfig
-    from clipkit.display.console import default_workers, plain_warnings, remark, remark_cut
+    from clipkit.display.console import plain_warnings, remark, remark_cut
     from clipkit.retrieval.embed import embed
 
     was_there = not args.overwrite and (Path(args.out).expanduser() / "manifest.json").exists()
-    workers = args.workers
-    if workers is None:
-        workers = max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     with plain_warnings():
         store = embed(
             args.model,
@@ -65,7 +62,7 @@ def run_embed(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             precision=args.precision,
             columns=None if args.columns is None else _names(args.columns),
-            workers=workers,
+            workers=args.workers,
             overwrite=args.overwrite,
         )
     if os.environ.get("RANK", "0") != "0":

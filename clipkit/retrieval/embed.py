@@ -23,7 +23,7 @@ from clipkit.atomic import create_json
 from clipkit.config.schema import SourceConfig
 from clipkit.data import Reader, build_eval_loader, files
 from clipkit.data.reader import NONE
-from clipkit.display.console import progress_bar, remark
+from clipkit.display.console import default_workers, progress_bar, remark
 from clipkit.encoder import Encoder, load
 from clipkit.errors import CheckpointError, ConfigError, DataError, Preempted
 from clipkit.inputs import MAX_IMAGE_PIXELS
@@ -54,7 +54,7 @@ def embed(
     dtype: Literal["float32", "float16"] | None = None,
     precision: Precision = "auto",
     columns: Sequence[str] | None = None,
-    workers: int = 0,
+    workers: int | None = 0,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     overwrite: bool = False,
     progress: bool = True,
@@ -81,7 +81,8 @@ def embed(
         precision: what the towers compute in; see ``choose_precision``.
         columns: fields of the samples that get a column in the table, ``none`` for none of them;
             without it all that hold plain values.
-        workers: processes that read and decode.
+        workers: processes that read and decode; None: as many as suit. Captions alone need none
+            on a CPU: they are tokenized in less time than a process takes to start.
         max_image_pixels: larger images are skipped.
         overwrite: whether a store that is there may be removed first.
         progress: whether to show a progress bar.
@@ -134,6 +135,9 @@ def embed(
             _tell(reader, plan)
     if columns is not None:
         wanted["columns"] = find_columns(reader, columns)
+    if workers is None:
+        share = default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = 0 if not images and encoder.device.type == "cpu" else max(1, share)
     if part_rows is not None:
         wanted["part_rows"] = choose_part_rows(len(reader), plan.batch_size, part_rows)
     refuse_difference(folder, plan, wanted)
