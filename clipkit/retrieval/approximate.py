@@ -290,7 +290,7 @@ class ApproximateIndex:
         torch.set_num_threads(1)
         try:
             all_scores = torch.from_numpy(queries) @ self._centroids.T
-            scores, nearest = all_scores.topk(min(self.effort, len(self._centroids)))
+            scores, nearest = all_scores.topk(min(self._index.nprobe, self._lists))
         finally:
             torch.set_num_threads(threads)
         return scores.numpy(), nearest.numpy()
