@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -36,6 +37,7 @@ _LEAST_SAMPLE = 64 * 2**20
 _MANY = 12  # queries, from where on their nearest lists are worth a product of our own
 _LIST_SCORES = 2**22  # of queries with lists at a time: 16 MiB
 _A_LIST = 40  # training rows: faiss warns below 39
+_ONE_THREAD = threading.Lock()  # held while PyTorch has one, or another would be left with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,9 +272,14 @@ class ApproximateIndex:
 
     def _near(self, queries: np.ndarray, wanted: int) -> np.ndarray:
         """(Q, wanted) rows that faiss finds, -1 where there are no more."""
-        self.set_effort(max(self.effort, wanted if self.is_graph else 0))
+        if self.is_graph:
+            # With the call, as other threads may search with another k meanwhile.
+            effort = max(self.effort, wanted, 1)
+            params = import_faiss().SearchParametersHNSW(efSearch=effort)
+            return np.asarray(self._index.search(queries, wanted, params=params)[1])
         if not self._lists:
             return np.asarray(self._index.search(queries, wanted)[1])
+        self._index.nprobe = min(max(self.effort, 1), self._lists)
         # Among threads go the lists of one query, or else the queries.
         self._index.parallel_mode = 1 if len(queries) == 1 else 3
         if len(queries) < _MANY:
@@ -285,14 +292,15 @@ class ApproximateIndex:
 
     def _nearest_lists(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(Q, effort) scores and numbers of lists: faiss's own product takes twice as long."""
-        threads = torch.get_num_threads()
-        # Torch's other threads would wait, busily, for more where faiss's are to go on.
-        torch.set_num_threads(1)
-        try:
-            all_scores = torch.from_numpy(queries) @ self._centroids.T
-            scores, nearest = all_scores.topk(min(self._index.nprobe, self._lists))
-        finally:
-            torch.set_num_threads(threads)
+        with _ONE_THREAD, torch.autocast("cpu", enabled=False):
+            threads = torch.get_num_threads()
+            # Torch's other threads would wait, busily, for more where faiss's are to go on.
+            torch.set_num_threads(1)
+            try:
+                all_scores = torch.tensor(queries) @ self._centroids.T
+                scores, nearest = all_scores.topk(self._index.nprobe)
+            finally:
+                torch.set_num_threads(threads)
         return scores.numpy(), nearest.numpy()
 
     @cached_property
@@ -307,13 +315,6 @@ class ApproximateIndex:
     def most_effort(self) -> int:
         """From where on more does not find more; 0 where everything is compared."""
         return 2048 if self.is_graph else self._lists
-
-    def set_effort(self, effort: int) -> None:
-        """``nprobe`` or ``efSearch`` of the searches that follow."""
-        if self.is_graph:
-            self._index.hnsw.efSearch = max(effort, 1)
-        elif self._lists:
-            self._index.nprobe = max(effort, 1)
 
 
 def _is_number(value: Any) -> bool:

@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,24 @@ def test_one_query_finds_what_it_finds_among_many(store: Path) -> None:
     few, all_rows = index.search(queries, 3000)[1], np.arange(12_000)
     assert few.shape == (240, 3000)  # more than its lists hold: exact, and each row once
     assert all(len(np.intersect1d(one, all_rows)) == 3000 for one in few[::60])
+
+    queries.flags.writeable = False  # as a store's own vectors are
+
+    def search(_: int) -> int:
+        for _ in range(5):
+            np.testing.assert_array_equal(index.search(queries, 10)[1], rows)
+        return torch.get_num_threads()
+
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert set(pool.map(search, range(12))) == {2}
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            np.testing.assert_array_equal(index.search(queries, 10)[0], scores)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_recall_that_is_not_reached_is_said(
