@@ -249,7 +249,7 @@ class ApproximateIndex:
         queries = check_queries(query_embeds, self.exact.dim)
         wanted = min(max(k, 0) * self.refine, len(self))
         if mask is not None or k < 1 or not len(queries):
-            return self.exact.search(queries, k, mask=mask)
+            return self.exact.search(query_embeds, k, mask=mask)
         found = self._near(queries, wanted)
         k = min(k, len(self))
         near, of_query = found.ravel(), np.repeat(np.arange(len(queries)), wanted)
@@ -268,7 +268,7 @@ class ApproximateIndex:
         if missing is not None:
             few = np.flatnonzero(np.isinf(scores[:, -1]))
             scores[few], rows[few] = self.exact.search(queries[few], k)
-        return scores, rows
+        return (scores[0], rows[0]) if np.ndim(query_embeds) == 1 else (scores, rows)
 
     def _near(self, queries: np.ndarray, wanted: int) -> np.ndarray:
         """(Q, wanted) rows that faiss finds, -1 where there are no more."""

@@ -113,9 +113,9 @@ def test_one_query_finds_what_it_finds_among_many(store: Path) -> None:
     scores, rows = index.search(queries, 10)
     assert torch.get_num_threads() == threads
     for one in range(0, len(queries), 7):
-        alone_scores, alone = index.search(queries[one][None], 10)
-        np.testing.assert_array_equal(alone[0], rows[one])
-        np.testing.assert_array_equal(alone_scores[0], scores[one])
+        alone_scores, alone = index.search(queries[one], 10)
+        np.testing.assert_array_equal(alone, rows[one])
+        np.testing.assert_array_equal(alone_scores, scores[one])
     few, all_rows = index.search(queries, 3000)[1], np.arange(12_000)
     assert few.shape == (240, 3000)  # more than its lists hold: exact, and each row once
     assert all(len(np.intersect1d(one, all_rows)) == 3000 for one in few[::60])
