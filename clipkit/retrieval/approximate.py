@@ -247,7 +247,8 @@ class ApproximateIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         """See ``Index.search``. With a mask, or where too few are found, search is exact."""
         queries = check_queries(query_embeds, self.exact.dim)
-        wanted = min(max(k, 0) * self.refine, len(self))
+        # Of fewer than the recall was measured with, no fewer are compared in full.
+        wanted = min(max(k, _K) * self.refine, len(self))
         if mask is not None or k < 1 or not len(queries):
             return self.exact.search(query_embeds, k, mask=mask)
         found = self._near(queries, wanted)

@@ -124,7 +124,7 @@ def test_one_query_finds_what_it_finds_among_many(store: Path) -> None:
 
     def search(_: int) -> int:
         for _ in range(5):
-            np.testing.assert_array_equal(index.search(queries, 10)[1], rows)
+            np.testing.assert_array_equal(index.search(queries[:60], 10)[1], rows[:60])
         return torch.get_num_threads()
 
     torch.set_num_threads(2)
