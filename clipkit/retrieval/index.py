@@ -187,6 +187,7 @@ class Index:
         for some in in_parts(len(rows), size):
             vectors = self.vectors(rows[some])
             products = buffer[: len(vectors)]
+            # "clip", as "raise" would write to a buffer first.
             np.take(wide, of_query[some], axis=0, out=products, mode="clip")
             products *= vectors
             products.sum(axis=1, out=scores[some])

@@ -248,9 +248,10 @@ def whole_product(left: Tensor, right: Tensor) -> Tensor:
     # Sums below 2²⁴ are exact in float32; longer vectors are summed in parts.
     width = 1024
     total = torch.zeros(len(left), len(right), dtype=torch.float64)
-    for begin in range(0, left.shape[1], width):
-        columns = slice(begin, begin + width)
-        total += left[:, columns].float() @ right[:, columns].float().T
+    with torch.autocast("cpu", enabled=False):  # which would round the products
+        for begin in range(0, left.shape[1], width):
+            columns = slice(begin, begin + width)
+            total += left[:, columns].float() @ right[:, columns].float().T
     return total.float()
 
 
