@@ -16,6 +16,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
+from multiprocessing.util import Finalize
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -166,6 +167,16 @@ def _init_worker(_: int) -> None:
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     torch.set_num_threads(1)
+    if (parent := multiprocessing.parent_process()) is not None:
+        # Before the finalizer that waits for what it has made to be read, at -5.
+        Finalize(None, _leave_if_alone, args=(parent.pid,), exitpriority=0)
+
+
+def _leave_if_alone(parent: int) -> None:
+    """Ends a worker whose parent was killed: nobody reads the pipe, which may be full, and other
+    workers that hold its other end keep it from breaking."""
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 @contextlib.contextmanager

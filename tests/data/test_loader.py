@@ -292,6 +292,36 @@ def test_a_killed_worker_is_a_sentence_with_cause_and_remedy(tmp_path):
     assert done.returncode == 0
 
 
+FULL_PIPES = """
+import multiprocessing, os, signal, time
+from clipkit.data.workers import WorkerLoader
+
+class Large:
+    def __getitem__(self, i):
+        return bytes(2**20)
+
+items = iter(WorkerLoader(Large(), range(1000), workers=2, ahead=8))
+next(items)
+time.sleep(1)  # until what is made waits in pipes that nobody reads
+print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_workers_with_full_pipes_end_with_a_process_that_was_killed():
+    done = subprocess.run([sys.executable, "-c", FULL_PIPES], stdout=subprocess.PIPE, timeout=60)
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_workers_ignore_a_signal_to_the_group_and_end_with_the_trainer(tmp_path):
