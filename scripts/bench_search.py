@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +29,8 @@ from PIL import Image
 from torchvision.transforms.v2 import RandomResizedCrop
 
 import clipkit
+from clipkit.config.schema import SourceConfig
+from clipkit.data import open_source
 from clipkit.retrieval.approximate import ApproximateIndex, build_approximate
 from clipkit.retrieval.codes import build_codes
 from clipkit.retrieval.index import Index
@@ -190,18 +191,10 @@ def generate(folder: Path, rows: int, dim: int, rng: np.random.Generator) -> Emb
 def crop(folder: Path, model: str, rows: int, rng: np.random.Generator) -> EmbeddingStore:
     """A store of random crops of the shipped emoji, and of their names."""
     encoder = clipkit.load(model)
-    images, names = [], []
-    for path in sorted(EMOJI.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                if file is None:
-                    continue
-                if member.name.endswith(".txt"):
-                    names.append(file.read().decode())
-                elif not member.name.endswith(".json"):
-                    images.append(Image.open(io.BytesIO(file.read())).convert("RGB"))
-    assert len(images) == len(names) > 0
+    source = open_source(SourceConfig(path=str(EMOJI / "*.tar")), progress=False)
+    pairs = [source[row] for row in range(len(source))]
+    images = [Image.open(io.BytesIO(pair.image or b"")).convert("RGB") for pair in pairs]
+    names = [pair.caption or "" for pair in pairs]
     text_embeds = encoder.encode_text(names)
     random_crop = RandomResizedCrop(images[0].size, scale=(0.5, 1.0))
 

@@ -149,6 +149,10 @@ def test_a_recall_that_is_not_reached_is_said(
     assert main(["index", str(store), "--approximate", "--recall", "1"]) == 0
     assert "THE RECALL OF 1.0 IS NOT REACHED" in capsys.readouterr().err
     assert (store / "index/image-approximate.json").is_file()
+    # For one row as many are compared in full as for ten, with which the recall is measured.
+    index = ApproximateIndex.open(EmbeddingStore(store), "image")
+    queries = np.concatenate(EmbeddingStore(store).text_embeds)[:40]
+    np.testing.assert_array_equal(index.search(queries, 1)[1], index.search(queries, 10)[1][:, :1])
 
 
 def test_a_foreign_damaged_or_missing_index_is_refused(
