@@ -138,8 +138,8 @@ class DataConfig:
     hard_negatives: int = 0
     # What is read of remote files is kept on the local disk, for all runs together, up to this.
     cache_gb: float = 10.0
-    # Decoded training images are kept in memory up to this, in each process that decodes, for
-    # sets that fit: each is decoded once a run and not once an epoch.
+    # Training samples are kept in memory up to this, images decoded, in each process that loads,
+    # for sets that fit: each is read and decoded once a run and not once an epoch.
     decoded_gb: float = 0.0
     max_image_pixels: int = 64_000_000  # larger images are skipped before they are decoded
     # Of the samples of ``train``, those lost to damaged shards; above it a run does not start.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from clipkit.config.schema import DataConfig, PreprocessConfig
 from clipkit.data.hard_negatives import HardNegativeOrder, sort_alike
-from clipkit.data.kept_images import KeptImages
+from clipkit.data.kept import KeptSamples
 from clipkit.data.mixture import MixtureReader
 from clipkit.data.mixture_order import MixtureOrder
 from clipkit.data.order import Order, RowOrder
@@ -93,7 +93,7 @@ def build_train_loader(
         augment=config.augment,
         seed=seed,
         groups=groups,
-        decoded=KeptImages(round(config.decoded_gb * 1e9)),
+        kept=KeptSamples(round(config.decoded_gb * 1e9)),
     )
     pieces = TrainPieces(maker, order, batch_size, rank, world_size, config.cache_gb)
     steps_here = range(start_step, max(start_step, steps))

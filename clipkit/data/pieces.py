@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from clipkit.config.schema import AugmentConfig, PreprocessConfig
 from clipkit.data.ahead import ReadAhead
 from clipkit.data.decode import decode_pixels
-from clipkit.data.kept_images import KeptImages
+from clipkit.data.kept import KeptSamples
 from clipkit.data.order import RowOrder
 from clipkit.data.reader import Reader, SampleError, field_of
 from clipkit.data.remote import use_cache
@@ -37,7 +37,11 @@ from clipkit.errors import DataError
 from clipkit.types import Batch, Item, Pair, Skip
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image
     from transformers import PreTrainedTokenizerBase
+
+    from clipkit.data.tokenize import Encoded
 
 _PIECE = 64  # samples a worker makes at once …
 _MOST_PIECES = 32  # … or more, of a very large batch: each piece on its way holds a descriptor
@@ -75,7 +79,7 @@ class PieceMaker:
     fields: tuple[str, ...] | None = None  # of the metadata, to describe items with; None: none are
     ask: Callable[[Pair], Any] | None = None  # what else to tell of each raw pair
     change: Callable[[Tensor, str], Tensor] | None = None  # of pixels and key, for evaluation
-    decoded: KeptImages = field(default_factory=lambda: KeptImages(0))
+    kept: KeptSamples = field(default_factory=lambda: KeptSamples(0))
 
     def make(
         self, rows: np.ndarray, positions: np.ndarray, pairs: list[Future[Pair]] | None = None
@@ -90,7 +94,11 @@ class PieceMaker:
             item: Item | None = None
             told: Any = None
             try:
-                pair = self.reader[row] if pairs is None else pairs[i].result()
+                kept = self.kept.get(row)
+                if kept is not None:
+                    pair = kept.pair
+                else:
+                    pair = self.reader[row] if pairs is None else pairs[i].result()
                 caption, image, size_here = self._use(pair, row, position)
                 item = self._describe(row, pair, caption, size_here)
                 told = None if self.ask is None else self.ask(pair)
@@ -114,14 +122,19 @@ class PieceMaker:
             if pixels is not None and image is not None:
                 pixels[i] = image
         if self.texts:
-            from clipkit.data.tokenize import tokenize
+            from clipkit.data.tokenize import padded
 
+            encoded = self.kept.tokens(captions, self._encode)
             assert self.tokenizer is not None
-            ids, piece.truncated = tokenize(
-                self.tokenizer, captions, context_length=self.preprocess.context_length
-            )
-            piece.input_ids = ids.numpy()
+            piece.input_ids = padded(encoded, self.tokenizer).numpy()
+            piece.truncated = sum(each.cut for each in encoded)
         return piece
+
+    def _encode(self, captions: list[str]) -> list[Encoded]:
+        from clipkit.data.tokenize import encode
+
+        assert self.tokenizer is not None
+        return encode(self.tokenizer, captions, context_length=self.preprocess.context_length)
 
     def _choose(self, pair: Pair, position: int) -> str | None:
         """One of the pair's captions: in training by the position, else the first."""
@@ -164,11 +177,13 @@ class PieceMaker:
             if self.change is not None:
                 pixels = self.change(pixels, pair.key)
             return caption, pixels, size_of(image)
-        decoded = self.decoded.get(row)
-        if decoded is None:
+        kept = self.kept.get(row)
+        if kept is not None:
+            decoded: Image.Image | NDArray[np.uint8] = kept.image
+        else:
             at_least = smallest_decoded_edge(self.preprocess, self.augment)
             decoded = decode_pixels(pair.image, max_pixels=self.max_pixels, at_least=at_least)
-            self.decoded.put(row, decoded)
+            decoded = self.kept.put(row, pair, decoded)
         pixels = train_transform(decoded, self.preprocess, self.augment, self.seed, position)
         return caption, pixels, None
 

@@ -13,8 +13,9 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
@@ -177,14 +178,27 @@ def tokenize(
         (B, L) int64, L the longest text of the batch and at most ``context_length``; the
         number of texts that were cut.
     """
+    encoded = encode(tokenizer, texts, context_length=context_length)
+    return padded(encoded, tokenizer), sum(each.cut for each in encoded)
+
+
+class Encoded(NamedTuple):
+    """The token ids of a text, and whether it was cut."""
+
+    ids: list[int]
+    cut: bool
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, context_length: int
+) -> list[Encoded]:
+    """What ``tokenize`` says of each text, without padding."""
     if not texts:
-        return torch.zeros((0, 0), dtype=torch.int64), 0
+        return []
     clean = getattr(tokenizer, "clean_text", None)
     words = [clean(text) for text in texts] if clean else list(texts)
     encoded = tokenizer(
         words,
-        padding="longest",
-        padding_side="right",
         truncation=True,
         max_length=context_length,
         return_attention_mask=False,
@@ -192,11 +206,20 @@ def tokenize(
         verbose=False,
     )
     if tokenizer.is_fast:
-        cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+        cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
     else:
         whole = tokenizer(words, split_special_tokens=True, verbose=False)["input_ids"]
-        cut = sum(len(ids) > context_length for ids in whole)
-    return torch.tensor(encoded["input_ids"], dtype=torch.int64), cut
+        cut = [len(ids) > context_length for ids in whole]
+    return [Encoded(*each) for each in zip(encoded["input_ids"], cut, strict=True)]
+
+
+def padded(encoded: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """(B, L) int64, padded on the right to the longest."""
+    longest = max((len(each.ids) for each in encoded), default=0)
+    ids = np.full((len(encoded), longest), tokenizer.pad_token_id, dtype=np.int64)
+    for row, each in zip(ids, encoded, strict=True):
+        row[: len(each.ids)] = each.ids
+    return torch.from_numpy(ids)
 
 
 def clip_tokenizer(merges: list[tuple[str, ...]], context_length: int) -> CLIPTokenizer:

@@ -86,6 +86,8 @@ def train_transform(
     Reference: random resized crops, https://arxiv.org/abs/1409.4842, section 6.
     """
     size = preprocess.image_size
+    if _changes_nothing(augment, *size_of(image)):
+        return _resize(_to_tensor(image), size, size).contiguous()
     draws = uniforms(seed, Purpose.AUGMENT, position, size=5)
     box = _crop_box(*size_of(image), augment, draws)
     pixels = _resize(_to_tensor(_crop(image, box)), size, size)
@@ -117,6 +119,13 @@ def _crop(
     if not isinstance(image, Image.Image):
         return image[top:bottom, left:right]
     return image if box == (0, 0, *image.size) else image.crop(box)
+
+
+def _changes_nothing(augment: AugmentConfig, width: int, height: int) -> bool:
+    """Whether every crop is the whole image, and none is flipped."""
+    low, high = augment.crop_ratio
+    whole = augment.crop_scale[0] == 1 and low <= width / height <= high
+    return whole and augment.horizontal_flip == 0
 
 
 def _crop_box(

@@ -160,7 +160,9 @@ class DualEncoder(nn.Module):
 
     def pack(self, input_ids: Tensor) -> PackedTexts:
         """(B, L) captions as ``forward`` takes them; on the CPU, where nothing waits for it."""
-        return pack_texts(input_ids, int(self.backbone.text_model.eos_token_id))
+        one_group = self.logit_scale.device.type != "cpu"
+        end = int(self.backbone.text_model.eos_token_id)
+        return pack_texts(input_ids, end, one_group=one_group)
 
     def attend_images(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Embeds images and keeps the attention, so that gradients of it can be taken.
@@ -202,9 +204,9 @@ class DualEncoder(nn.Module):
         if patches.dtype == torch.uint8:
             # On the device and in float32: a quarter of the bytes is moved, nothing is rounded.
             area = size * size
-            mean = self.mean.flatten().repeat_interleave(area)
-            std = self.std.flatten().repeat_interleave(area)
-            patches = (patches.float() / 255 - mean) / std
+            factor = (1 / (255 * self.std)).flatten().repeat_interleave(area)
+            shift = (-self.mean / self.std).flatten().repeat_interleave(area)
+            patches = torch.addcmul(shift, patches.float(), factor)
         weight = embeddings.patch_embedding.weight
         dtype = self.compute_dtype or weight.dtype
         x = F.linear(patches.to(dtype), weight.flatten(1).to(dtype)) + at.to(dtype)
@@ -216,7 +218,7 @@ class DualEncoder(nn.Module):
         tokens = tower.embeddings.token_embedding(texts.input_ids)
         x = tokens + tower.embeddings.position_embedding(texts.positions)  # (T, W)
         x = x.to(self.compute_dtype or x.dtype)
-        layout = TextLayout(texts, self._sdpa(x), pad=x.device.type != "cpu")
+        layout = TextLayout(texts, self._sdpa(x))
         x = norm(_run(tower.encoder.layers, x, layout), tower.final_layer_norm)  # (B, W)
         x = linear(x, self.backbone.text_projection).index_select(0, texts.restore)
         return unit_length(x)

@@ -353,7 +353,7 @@ def test_signals_are_as_before(reader, tokenizer):
 
 
 @pytest.mark.parametrize("gigabytes", [1.0, 3e-5])
-def test_kept_images_change_no_bit_and_spare_decoding(reader, tokenizer, gigabytes, monkeypatch):
+def test_kept_samples_change_no_bit_and_spare_decoding(reader, tokenizer, gigabytes, monkeypatch):
     """All of them, or the few that fit into 30 kB; the broken one is skipped in every epoch."""
     from clipkit.data import pieces
 

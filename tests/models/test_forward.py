@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import pytest
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipkit.data.tokenize import tokenize
-from clipkit.models import DualEncoder, build_model, dual_encoder
+from clipkit.models import DualEncoder, build_model
 from clipkit.models.packing import pack_texts
 
 TEXTS = ["dogs", "a photo of two dogs", "a", "一只猫坐在垫子上", "b", "a red car near the house"]
@@ -50,13 +49,13 @@ def gradients(model: DualEncoder, outputs: Sequence[Tensor]) -> dict[str, Tensor
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_values_and_gradients_are_those_of_transformers(
-    monkeypatch, small_model, pixels, ids, attention, device
+    small_model, pixels, ids, attention, device
 ):
-    if device == "gpu":  # where captions are padded for attention
-        padded = functools.partial(dual_encoder.TextLayout, pad=True)
-        monkeypatch.setattr(dual_encoder, "TextLayout", lambda *a, pad: padded(*a))
+    end = small_model.backbone.text_model.eos_token_id
+    # On a GPU all captions are padded to the longest for attention.
+    packed = pack_texts(ids, end, one_group=device == "gpu")
     small_model.attention = attention
-    expected, found = theirs(small_model, pixels, ids), small_model(pixels, ids)[:2]
+    expected, found = theirs(small_model, pixels, ids), small_model(pixels, packed)[:2]
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=2e-6)
     by_them, by_us = gradients(small_model, expected), gradients(small_model, found)
@@ -76,13 +75,33 @@ def test_the_end_token_of_old_checkpoints_is_the_greatest_id(small_model, pixels
 def test_captions_are_packed_without_what_follows_their_end():
     end = 9
     ids = torch.tensor([[1, 5, 6, end, 0], [1, end, 0, 0, end], [1, 7, 8, end, 0]])
-    packed = pack_texts(ids, end)
-    assert packed.input_ids.tolist() == [1, end, 1, 5, 6, end, 1, 7, 8, end]
-    assert packed.positions.tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 2, 3]
-    assert packed.groups == ((1, 2), (2, 4))
+    packed = pack_texts(ids, end, one_group=True)
+    assert packed.input_ids[:10].tolist() == [1, end, 1, 5, 6, end, 1, 7, 8, end]
+    assert packed.positions[:10].tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 2, 3]
+    assert packed.groups == ((3, 4),)
     assert packed.ends.tolist() == [1, 5, 9]
-    assert packed.padded.tolist() == [0, 1, 4, 5, 6, 7, 8, 9, 10, 11]
     assert packed.ends[packed.restore].tolist() == [5, 1, 9]
+    assert packed.padded.tolist() == [0, 1, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert len(packed.input_ids) == 64
+    assert packed.unpadded.tolist() == [0, 1, 63, 63, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+def test_batches_of_captions_have_few_shapes():
+    """A matrix product in bf16 is compiled for each new one."""
+    generator = torch.Generator().manual_seed(0)
+    shapes, tokens, padded = set(), set(), []
+    for _ in range(200):
+        lengths = (2 + 30 * torch.rand(256, generator=generator) ** 3).long()
+        ids = torch.ones(256, 33, dtype=torch.int64)
+        ids[torch.arange(256), lengths - 1] = 9
+        packed = pack_texts(ids, 9)
+        shapes.update(packed.groups)
+        tokens.add(len(packed.input_ids))
+        padded.append(len(packed.unpadded) / int(lengths.sum()))
+        assert len(packed.padded) == lengths.sum()
+    assert len(shapes) < 30
+    assert len(tokens) < 20
+    assert max(padded) < 2
 
 
 def test_bf16_is_near_and_gives_gradients_in_float32(small_model, pixels, ids):
