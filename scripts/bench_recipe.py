@@ -9,6 +9,7 @@
 bf16 AMP and as many pairs. Each saves every few epochs; the clock runs from the start of the
 process to the writing of a checkpoint. What was saved is evaluated afterwards, off the clock, by
 one function for both. open_clip has its own tokenizer, loader, initialisation, loss and AdamW.
+With ``--seeds 3`` each is trained three times, in turns, and means are compared.
 ``settings`` is how its hyperparameters were chosen: on validation, in shorter runs.
 
 Runs are kept in ``--runs``; a run that is there is not made again.
@@ -19,11 +20,13 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of open_clip; 20 for settings, 40 for a race")
     parser.add_argument("--every", type=int, default=4, help="epochs from checkpoint to checkpoint")
     parser.add_argument("--workers", type=int, default=1, help="of open_clip's loader")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each in a race")
     parser.add_argument("--embed", nargs="+", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.embed:
@@ -88,50 +92,76 @@ def race(args: argparse.Namespace) -> None:
     pairs, between = epochs * EPOCH * BATCH, args.every * EPOCH * BATCH
     peer = args.open_clip_python
     default = train_open_clip(args, BEST, DEFAULT_CONTEXT, epochs=2, every=1)
-    runs = {
-        "open_clip": train_open_clip(args, BEST, LONGEST, epochs=epochs, every=args.every),
-        "clipkit": train_clipkit(args, steps=pairs // BATCH, every=between // BATCH),
-    }
+    runs: dict[str, list[Path]] = {"open_clip": [], "clipkit": []}
+    for seed in range(args.seeds):
+        theirs = train_open_clip(args, BEST, LONGEST, epochs=epochs, every=args.every, seed=seed)
+        runs["open_clip"].append(theirs)
+        ours = train_clipkit(args, steps=pairs // BATCH, every=between // BATCH, seed=seed)
+        runs["clipkit"].append(ours)
     found = {
-        "open_clip": recalls(runs["open_clip"], peer),
-        "clipkit": recalls(runs["clipkit"], sys.executable),
+        "open_clip": [recalls(run, peer) for run in runs["open_clip"]],
+        "clipkit": [recalls(run, sys.executable) for run in runs["clipkit"]],
     }
-    print(f"\n{described(args)}\n")
+    print(f"\n{described(args)}; {args.seeds} runs of each\n")
     print(f"| after {pairs:,} pairs | minutes | images/s | {' | '.join(GALLERIES)} |")
     print("|---|---|---|---|---|---|---|")
-    for name, rows in found.items():
-        last = rows[-1]
-        cells = [f"{value:.3f}" for split in SPLITS for value in last[split]]
-        rate = images_per_second(runs[name], between)
-        print(f"| {name} | {last['seconds'] / 60:.1f} | {rate:.0f} | {' | '.join(cells)} |")
+    for name, each in found.items():
+        for number, rows in enumerate(each):
+            rate = images_per_second(runs[name][number], between)
+            seed = f", seed {number}" if args.seeds > 1 else ""
+            print(
+                f"| {name}{seed} | {minutes(rows[-1])} | {rate:.0f} | {cells(rows[-1], SPLITS)} |"
+            )
+        if args.seeds > 1:
+            end = mean([rows[-1] for rows in each])
+            print(f"| {name}, mean | {minutes(end)} | | {cells(end, SPLITS)} |")
     rate = images_per_second(default, EPOCH * BATCH)
     print(f"\nopen_clip with its default context, {DEFAULT_CONTEXT} tokens: {rate:.0f} images/s\n")
-    print("text→image R@1 on validation along the way, in its own gallery and among all emoji:\n")
-    print("| pairs | open_clip, minutes | own | all | clipkit, minutes | own | all |")
-    print("|---|---|---|---|---|---|---|")
-    for number, rows in enumerate(zip(*found.values(), strict=True), start=1):
-        cells = [f"{number * between:,}"]
-        for row in rows:
-            cells.append(f"{row['seconds'] / 60:.1f}")
-            cells += [f"{value:.3f}" for value in row["validation"]]
-        print(f"| {' | '.join(cells)} |")
+    print("text→image R@1 along the way, in the split's own gallery and among all emoji:\n")
+    columns = ["minutes", *GALLERIES]
+    heads = [f"{name}, {column}" for name in found for column in columns]
+    print(f"| pairs | {' | '.join(heads)} |")
+    print("|---" * (1 + len(heads)) + "|")
+    means = {name: [mean(rows) for rows in zip(*each, strict=True)] for name, each in found.items()}
+    for number, rows in enumerate(zip(*means.values(), strict=True), start=1):
+        each = [f"{minutes(row)} | {cells(row, SPLITS)}" for row in rows]
+        print(f"| {number * between:,} | {' | '.join(each)} |")
     print()
-    for number, gallery in enumerate(("its own gallery", "the gallery of all emoji")):
-        print(verdict(found["open_clip"][-1], found["clipkit"], number, gallery))
+    for split in SPLITS:
+        for number, gallery in enumerate(("its own gallery", "the gallery of all emoji")):
+            print(f"{split} R@1 in {gallery}: {verdict(means, split, number)}")
 
 
-def verdict(end: dict[str, Any], rows: list[dict[str, Any]], number: int, gallery: str) -> str:
+Row = dict[str, Any]  # "seconds", and of each split R@1 in its own gallery and among all emoji
+
+
+def mean(rows: Sequence[Row]) -> Row:
+    """Of the runs of one trainer at one checkpoint."""
+    result: Row = {"seconds": statistics.mean(row["seconds"] for row in rows)}
+    for split in SPLITS:
+        each = zip(*(row[split] for row in rows), strict=True)
+        result[split] = [statistics.mean(values) for values in each]
+    return result
+
+
+def minutes(row: Row) -> str:
+    return f"{row['seconds'] / 60:.1f}"
+
+
+def cells(row: Row, splits: Sequence[str]) -> str:
+    return " | ".join(f"{value:.3f}" for split in splits for value in row[split])
+
+
+def verdict(means: dict[str, list[Row]], split: str, number: int) -> str:
     """How long clipkit takes to the recall that open_clip ends at, beside open_clip."""
-    goal = end["validation"][number]
-    line = (
-        f"validation R@1 in {gallery}: {goal:.3f} by open_clip in {end['seconds'] / 60:.1f} min, "
-    )
-    reached = [row["seconds"] for row in rows if row["validation"][number] >= goal]
+    end = means["open_clip"][-1]
+    goal = end[split][number]
+    line = f"{goal:.3f} by open_clip in {minutes(end)} min, "
+    reached = [row for row in means["clipkit"] if row[split][number] >= goal]
     if not reached:
         return line + "not reached by clipkit"
-    return (
-        line + f"by clipkit in {reached[0] / 60:.1f} min, {reached[0] / end['seconds']:.2f} of it"
-    )
+    share = reached[0]["seconds"] / end["seconds"]
+    return line + f"by clipkit in {minutes(reached[0])} min, {share:.2f} of it"
 
 
 def described(args: argparse.Namespace) -> str:
@@ -144,21 +174,22 @@ def described(args: argparse.Namespace) -> str:
     return f"{ours}; open_clip {peer[0]} with torch {peer[1]}, {args.workers} loader workers"
 
 
-def train_clipkit(args: argparse.Namespace, *, steps: int, every: int) -> Path:
+def train_clipkit(args: argparse.Namespace, *, steps: int, every: int, seed: int) -> Path:
     """Returns the run's folder; ``seconds.json`` there tells when each checkpoint was written."""
-    run: Path = args.runs / f"clipkit-{steps}-{every}"
+    run: Path = args.runs / f"clipkit-{steps}-{every}-{seed}"
     command = [sys.executable, "-m", "clipkit", "train", CONFIG, f"output={run}"]
     command += [f"train.steps={steps}", "train.epochs=null", "eval.every=0"]
-    command += [f"train.save_every={every}", "train.keep=1000"]
+    command += [f"train.save_every={every}", "train.keep=1000", f"seed={seed}"]
     return timed(command, run, "checkpoints/step-*/manifest.json")
 
 
 def train_open_clip(
-    args: argparse.Namespace, name: str, context: int, *, epochs: int, every: int
+    args: argparse.Namespace, name: str, context: int, *, epochs: int, every: int, seed: int = 0
 ) -> Path:
     """The same, by open_clip's trainer."""
     more, preprocess, options = SETTINGS[name]
-    run: Path = args.runs / f"open_clip-{list(SETTINGS).index(name)}-{context}-{epochs}-{every}"
+    number = list(SETTINGS).index(name)
+    run: Path = args.runs / f"open_clip-{number}-{context}-{epochs}-{every}-{seed}"
     model = run / "vit"  # by this name it takes the paper's betas and epsilon for a ViT
     model.mkdir(parents=True, exist_ok=True)
     sizes = {"embed_dim": 192, "vision_cfg": VIT, "text_cfg": {**TEXT, "context_length": context}}
@@ -169,7 +200,7 @@ def train_open_clip(
     command += ["--train-data", f"{DATA}/train-{{000..007}}.tar", "--dataset-type", "webdataset"]
     command += ["--train-num-samples", str(SAMPLES), "--workers", str(args.workers)]
     command += ["--warmup", "50", "--epochs", str(epochs), "--save-frequency", str(every)]
-    command += ["--logs", str(run), "--name", "log", *options]
+    command += ["--logs", str(run), "--name", "log", "--seed", str(seed), *options]
     return timed(command, run, "log/checkpoints/epoch_*.pt")
 
 
@@ -194,7 +225,7 @@ def images_per_second(run: Path, between: int) -> float:
     return (len(seconds) - 1) * between / (seconds[-1] - seconds[0])
 
 
-def recalls(run: Path, python: str) -> list[dict[str, Any]]:
+def recalls(run: Path, python: str) -> list[Row]:
     """For each checkpoint its seconds, and for each split text→image R@1 in both galleries."""
     import numpy as np
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 # A matrix product in bf16 is compiled for each new shape, which takes longer than to compute it.
 # Few shapes occur where numbers of tokens are rounded to these.
-_LENGTHS, _CAPTIONS, _TOKENS = 8, 16, 64
+_LENGTHS, _CAPTIONS, _TOKENS = 8, 16, 8
 
 
 class PackedTexts(NamedTuple):
@@ -87,8 +87,8 @@ def pack_texts(input_ids: Tensor, end: int, *, one_group: bool = False) -> Packe
 
 
 def _multiple(tokens: int) -> int:
-    """What a number of tokens is rounded up to a multiple of: a thirty-second of it or less."""
-    return max(_TOKENS, 1 << max(0, tokens.bit_length() - 6))
+    """What a number of tokens is rounded up to a multiple of: a sixteenth of it or less."""
+    return max(_TOKENS, 1 << max(0, tokens.bit_length() - 5))
 
 
 def _groups(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:

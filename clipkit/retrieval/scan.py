@@ -7,7 +7,8 @@ quarter of the bytes; reading is what a search of few queries waits for.
 
 **The bound of the codes.** A row x is kept as x~ = c + s z: c a centre that all rows share, s a
 number and z a vector of whole numbers from -127 to 127. A query q is rounded to q~ = t w in the
-same way, without a centre. With the residuals r = |x - x~| and p = |q - q~|, and a = s |z|,
+same way, without a centre and to w of up to 15 bits, which are multiplied as two numbers of 8: the
+rows are read once. With the residuals r = |x - x~| and p = |q - q~|, and a = s |z|,
 
     q·x = q·c + q~·(s z) + (q - q~)·(s z) + q·(x - x~),
 
@@ -15,8 +16,8 @@ so that by Cauchy-Schwarz, twice,
 
     | q·x - (q·c + t s (w·z)) |  ≤  |q| r + p a.
 
-w·z is a sum of whole numbers in 32 bits, so the product and its accumulation round nothing (D up to
-133,000). r is taken in float64 from the stored c, s and z, and rounded up.
+w·z is a sum of whole numbers in 32 bits, so the product and its accumulation round nothing: w has
+fewer bits where D is above 1,040, and D goes up to 133,000. r is taken in float64 from the stored c, s and z, and rounded up.
 
 **The bound of the plain scan.** A float32 product of D terms, in any order, fused or not, is off by
 at most g Σ|q_d x_d| ≤ g |q| |x|, g = D u / (1 - D u), u = 2⁻²⁴ (N. Higham, Accuracy and Stability
@@ -43,6 +44,7 @@ _UNIT = 2.0**-24
 _SLACK = 2.0**-19
 _ROUND_UP = 1 + 1e-6  # of float64 → float32, and of a float64 norm
 LEVELS = 127
+_HIGH = 128  # what the higher of a query's two numbers stands for
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +190,16 @@ class CodeScan:
     def prepare(self, queries: np.ndarray) -> None:
         """Takes (Q, D) float32 queries for the blocks that follow."""
         exact = queries.astype(np.float64)
-        codes, steps = quantise(exact)
-        self._query_codes = torch.from_numpy(codes)
+        # |w·z| below 2³¹, and the lower number from -64 to 64.
+        levels = min(LEVELS * _HIGH, (2**31 - 1) // (LEVELS * exact.shape[1]))
+        numbers, steps = quantise(exact, levels)
+        high = np.rint(numbers / _HIGH)
+        codes = np.concatenate([high, numbers - _HIGH * high]).astype(np.int8)
+        self._query_codes = torch.from_numpy(codes)  # (2 Q, D)
         self._scale = steps.astype(np.float64)
         self._offset = exact @ self._centre
         self._query_norms = np.linalg.norm(exact, axis=1) * _ROUND_UP
-        rounded = codes * self._scale[:, None]
+        rounded = numbers * self._scale[:, None]
         self._query_residuals = np.linalg.norm(exact - rounded, axis=1) * _ROUND_UP
 
     def block(self, begin: int, end: int, rows: np.ndarray | None) -> Approximation:
@@ -205,8 +211,9 @@ class CodeScan:
             codes, steps = codes[rows], steps[rows]
             residuals, lengths = residuals[rows], lengths[rows]
         size = self._centre_norm + 2 * float(lengths.max()) + 2 * float(residuals.max())
+        high, low = whole_product(self._query_codes, torch.from_numpy(codes)).chunk(2)
         return Approximation(
-            raw=whole_product(self._query_codes, torch.from_numpy(codes)).numpy(),
+            raw=low.add_(high, alpha=_HIGH).numpy(),
             steps=steps,
             scale=self._scale,
             offset=self._offset,
@@ -218,13 +225,14 @@ class CodeScan:
         )
 
 
-def quantise(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, D) → whole numbers (n, D) int8 and steps (n,) float32, step × number near the vector."""
-    steps = (np.abs(vectors).max(axis=1, initial=0) / LEVELS).astype(np.float32)
+def quantise(vectors: np.ndarray, levels: int = LEVELS) -> tuple[np.ndarray, np.ndarray]:
+    """(n, D) → whole numbers (n, D) of at most ``levels``, and steps (n,) float32; step × number
+    is near the vector."""
+    steps = (np.abs(vectors).max(axis=1, initial=0) / levels).astype(np.float32)
     # Zeros, and what a float32 step cannot express, become zeros; the residual says what is lost.
     steps[steps < _TINY] = 1
-    codes = np.rint(vectors / steps[:, None]).clip(-LEVELS, LEVELS).astype(np.int8)
-    return codes, steps
+    numbers = np.rint(vectors / steps[:, None]).clip(-levels, levels)
+    return numbers.astype(np.int8 if levels == LEVELS else np.int32), steps
 
 
 def residual_norms(
@@ -241,7 +249,7 @@ def residual_norms(
 
 
 def whole_product(left: Tensor, right: Tensor) -> Tensor:
-    """(Q, D) and (n, D) int8 → (Q, n) int32, or float32 that holds whole numbers; exact."""
+    """(Q, D) and (n, D) int8 → (Q, n) int32, exact."""
     # torch 2.14 gets the products of single columns wrong.
     if left.shape[1] > 1 and _has_whole_product():
         return torch._int_mm(left, right.T)
@@ -252,7 +260,7 @@ def whole_product(left: Tensor, right: Tensor) -> Tensor:
         for begin in range(0, left.shape[1], width):
             columns = slice(begin, begin + width)
             total += left[:, columns].float() @ right[:, columns].float().T
-    return total.float()
+    return total.int()
 
 
 @cache

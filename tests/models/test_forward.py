@@ -82,8 +82,8 @@ def test_captions_are_packed_without_what_follows_their_end():
     assert packed.ends.tolist() == [1, 5, 9]
     assert packed.ends[packed.restore].tolist() == [5, 1, 9]
     assert packed.padded.tolist() == [0, 1, 4, 5, 6, 7, 8, 9, 10, 11]
-    assert len(packed.input_ids) == 64
-    assert packed.unpadded.tolist() == [0, 1, 63, 63, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert len(packed.input_ids) == 16
+    assert packed.unpadded.tolist() == [0, 1, 15, 15, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
 def test_batches_of_captions_have_few_shapes():
