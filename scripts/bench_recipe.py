@@ -157,7 +157,8 @@ def verdict(means: dict[str, list[Row]], split: str, number: int) -> str:
     end = means["open_clip"][-1]
     goal = end[split][number]
     line = f"{goal:.3f} by open_clip in {minutes(end)} min, "
-    reached = [row for row in means["clipkit"] if row[split][number] >= goal]
+    rounding = 1e-9  # of a mean
+    reached = [row for row in means["clipkit"] if row[split][number] >= goal - rounding]
     if not reached:
         return line + "not reached by clipkit"
     share = reached[0]["seconds"] / end["seconds"]

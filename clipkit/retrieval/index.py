@@ -229,10 +229,10 @@ class _Best:
 
 def _not_ruled_out(block: Approximation, best: _Best) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (query, row of the block) that may enter the best k: bound and k-th score overlap."""
-    width, k = block.raw.shape[1], best.scores.shape[1]
+    k = best.scores.shape[1]
     last = best.last
     worst = block.largest_error()
-    if np.isinf(last).any() and width > k:
+    if np.isinf(last).any() and len(block) > k:
         # k rows of this block have at least these scores: what is below is out.
         last = np.maximum(last, block.kth(k) - worst)
     # The comparison rounds once, which ``worst`` has room for.

@@ -7,8 +7,7 @@ quarter of the bytes; reading is what a search of few queries waits for.
 
 **The bound of the codes.** A row x is kept as x~ = c + s z: c a centre that all rows share, s a
 number and z a vector of whole numbers from -127 to 127. A query q is rounded to q~ = t w in the
-same way, without a centre and to w of up to 15 bits, which are multiplied as two numbers of 8: the
-rows are read once. With the residuals r = |x - x~| and p = |q - q~|, and a = s |z|,
+same way, without a centre. With the residuals r = |x - x~| and p = |q - q~|, and a = s |z|,
 
     q·x = q·c + q~·(s z) + (q - q~)·(s z) + q·(x - x~),
 
@@ -16,8 +15,8 @@ so that by Cauchy-Schwarz, twice,
 
     | q·x - (q·c + t s (w·z)) |  ≤  |q| r + p a.
 
-w·z is a sum of whole numbers in 32 bits, so the product and its accumulation round nothing: w has
-fewer bits where D is above 1,040, and D goes up to 133,000. r is taken in float64 from the stored c, s and z, and rounded up.
+w·z is a sum of whole numbers in 32 bits, so the product and its accumulation round nothing (D up to
+133,000). r is taken in float64 from the stored c, s and z, and rounded up.
 
 **The bound of the plain scan.** A float32 product of D terms, in any order, fused or not, is off by
 at most g Σ|q_d x_d| ≤ g |q| |x|, g = D u / (1 - D u), u = 2⁻²⁴ (N. Higham, Accuracy and Stability
@@ -44,16 +43,15 @@ _UNIT = 2.0**-24
 _SLACK = 2.0**-19
 _ROUND_UP = 1 + 1e-6  # of float64 → float32, and of a float64 norm
 LEVELS = 127
-_HIGH = 128  # what the higher of a query's two numbers stands for
+_GROUP = 64  # rows whose highest score is looked at first
 
 
 @dataclass(frozen=True, slots=True)
 class Approximation:
-    """Scores of a block: q·x = offset + scale × step × raw, give or take ``error``.
+    """Scores of a block: q·x = offset + scale × raw, give or take ``error``.
 
     Attributes:
-        raw: (Q, n) float32, or int32 with steps.
-        steps: (n,) s of each row; None where all are 1.
+        raw: (n, Q) float32.
         scale: (Q,) float64, above 0.
         offset: (Q,) float64.
         residuals: (n,) r of each row.
@@ -64,7 +62,6 @@ class Approximation:
     """
 
     raw: np.ndarray
-    steps: np.ndarray | None
     scale: np.ndarray
     offset: np.ndarray
     residuals: np.ndarray
@@ -73,36 +70,50 @@ class Approximation:
     query_residuals: np.ndarray
     slack: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.raw)
+
     def scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(P,) approximate scores of pairs (query, row of the block)."""
-        raw = self.raw[queries, rows].astype(np.float64)
-        if self.steps is not None:
-            raw *= self.steps[rows]
+        raw = self.raw[rows, queries].astype(np.float64)
         scores: np.ndarray = self.offset[queries] + self.scale[queries] * raw
         return scores
 
     def kth(self, k: int) -> np.ndarray:
-        """(Q,) the k-th highest approximate score of each query."""
-        raw = self.raw if self.steps is None else self.raw * self.steps.astype(np.float64)
-        kth: np.ndarray = -np.partition(-raw, k - 1, axis=1)[:, k - 1].astype(np.float64)
-        scores: np.ndarray = self.offset + self.scale * kth
+        """(Q,) scores that k rows reach: the k-th highest, or little less."""
+        raw = self._highest() if len(self) >= _GROUP * k else self.raw
+        kth = np.partition(raw, len(raw) - k, axis=0)[len(raw) - k]
+        scores: np.ndarray = self.offset + self.scale * kth.astype(np.float64)
         return scores
 
     def at_least(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs (query, row) among which are all whose approximate score is (Q,) ``scores``.
+        """Pairs (query, row) whose approximate score is (Q,) ``scores`` or more, sorted so; they
+        are compared in float32.
 
-        One comparison of whole numbers a pair, by the steps that let most through; it runs in
-        NumPy, for a part of a block is too little to share among threads.
+        Few rows are so near, so that the highest of a group tells of most that none is.
         """
-        raw = (scores - self.offset) / self.scale
-        if self.steps is not None:
-            raw = np.where(raw > 0, raw / self.steps.max(), raw / self.steps.min())
-        if self.raw.dtype == np.int32:
-            raw = np.floor(raw).clip(-(2**31), 2**31 - 1)
-        least = raw.astype(self.raw.dtype)
-        found = np.flatnonzero(self.raw >= least[:, None])
-        queries, rows = np.divmod(found, self.raw.shape[1])
-        return queries, rows
+        least = ((scores - self.offset) / self.scale).astype(np.float32)
+        highest = self._highest()
+        groups, queries = np.nonzero(highest >= least)
+        if not len(highest) or 8 * len(groups) > highest.size:
+            found, places = np.nonzero((self.raw >= least).T)
+            return found, places
+        rows = groups[:, None] + len(highest) * np.arange(_GROUP)
+        found, member = np.nonzero(self.raw[rows, queries[:, None]] >= least[queries, None])
+        first = _GROUP * len(highest)  # of the rows in no group
+        more_rows, more_queries = np.nonzero(self.raw[first:] >= least)
+        of_query = np.concatenate([queries[found], more_queries])
+        places = np.concatenate([rows[found, member], first + more_rows])
+        order = np.lexsort((places, of_query))
+        return of_query[order], places[order]
+
+    def _highest(self) -> np.ndarray:
+        """(G, Q): of every G-th row from g on, the highest."""
+        count, queries = self.raw.shape
+        groups = count // _GROUP
+        raw = torch.from_numpy(self.raw[: groups * _GROUP])
+        # Row g of each of the _GROUP parts, as a reduction over the first axis is the fast one.
+        return raw.view(_GROUP, groups * queries).amax(0).view(groups, queries).numpy()
 
     def error(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(P,) bounds of pairs (query, row of the block)."""
@@ -150,8 +161,7 @@ class FloatScan:
         if rows is not None:
             block, norms = block[rows], norms[rows]
         return Approximation(
-            raw=self._queries @ block.T,
-            steps=None,
+            raw=block @ self._queries.T,
             scale=np.ones(len(self._queries)),
             offset=np.zeros(len(self._queries)),
             residuals=self._relative * norms,
@@ -190,16 +200,12 @@ class CodeScan:
     def prepare(self, queries: np.ndarray) -> None:
         """Takes (Q, D) float32 queries for the blocks that follow."""
         exact = queries.astype(np.float64)
-        # |w·z| below 2³¹, and the lower number from -64 to 64.
-        levels = min(LEVELS * _HIGH, (2**31 - 1) // (LEVELS * exact.shape[1]))
-        numbers, steps = quantise(exact, levels)
-        high = np.rint(numbers / _HIGH)
-        codes = np.concatenate([high, numbers - _HIGH * high]).astype(np.int8)
-        self._query_codes = torch.from_numpy(codes)  # (2 Q, D)
+        codes, steps = quantise(exact)
+        self._query_codes = torch.from_numpy(codes)
         self._scale = steps.astype(np.float64)
         self._offset = exact @ self._centre
         self._query_norms = np.linalg.norm(exact, axis=1) * _ROUND_UP
-        rounded = numbers * self._scale[:, None]
+        rounded = codes * self._scale[:, None]
         self._query_residuals = np.linalg.norm(exact - rounded, axis=1) * _ROUND_UP
 
     def block(self, begin: int, end: int, rows: np.ndarray | None) -> Approximation:
@@ -211,10 +217,9 @@ class CodeScan:
             codes, steps = codes[rows], steps[rows]
             residuals, lengths = residuals[rows], lengths[rows]
         size = self._centre_norm + 2 * float(lengths.max()) + 2 * float(residuals.max())
-        high, low = whole_product(self._query_codes, torch.from_numpy(codes)).chunk(2)
+        product = whole_product(torch.from_numpy(codes), self._query_codes)
         return Approximation(
-            raw=low.add_(high, alpha=_HIGH).numpy(),
-            steps=steps,
+            raw=product.float().mul_(torch.from_numpy(steps)[:, None]).numpy(),
             scale=self._scale,
             offset=self._offset,
             residuals=residuals,
@@ -225,14 +230,13 @@ class CodeScan:
         )
 
 
-def quantise(vectors: np.ndarray, levels: int = LEVELS) -> tuple[np.ndarray, np.ndarray]:
-    """(n, D) → whole numbers (n, D) of at most ``levels``, and steps (n,) float32; step × number
-    is near the vector."""
-    steps = (np.abs(vectors).max(axis=1, initial=0) / levels).astype(np.float32)
+def quantise(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, D) → whole numbers (n, D) int8 and steps (n,) float32, step × number near the vector."""
+    steps = (np.abs(vectors).max(axis=1, initial=0) / LEVELS).astype(np.float32)
     # Zeros, and what a float32 step cannot express, become zeros; the residual says what is lost.
     steps[steps < _TINY] = 1
-    numbers = np.rint(vectors / steps[:, None]).clip(-levels, levels)
-    return numbers.astype(np.int8 if levels == LEVELS else np.int32), steps
+    codes = np.rint(vectors / steps[:, None]).clip(-LEVELS, LEVELS).astype(np.int8)
+    return codes, steps
 
 
 def residual_norms(
@@ -249,7 +253,7 @@ def residual_norms(
 
 
 def whole_product(left: Tensor, right: Tensor) -> Tensor:
-    """(Q, D) and (n, D) int8 → (Q, n) int32, exact."""
+    """(n, D) and (Q, D) int8 → (n, Q) int32, exact; fastest with the larger one on the left."""
     # torch 2.14 gets the products of single columns wrong.
     if left.shape[1] > 1 and _has_whole_product():
         return torch._int_mm(left, right.T)
