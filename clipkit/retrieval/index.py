@@ -158,14 +158,16 @@ class Index:
         end = len(self) if end is None else min(end, len(self))
         most = _MOST_BYTES // self._scan.row_bytes
         size = max(min(_BLOCK_SCORES // len(queries), _MOST_ROWS, most), 1)
-        for begin in range(0, end, size):
-            rows = np.arange(begin, min(begin + size, end))
+        stop = 0
+        while stop < end:
+            begin, stop = stop, self._scan.block_end(stop, min(stop + size, end))
+            rows = np.arange(begin, stop)
             within = None
-            if mask is not None and not mask[begin : begin + len(rows)].all():
-                within = np.flatnonzero(mask[begin : begin + len(rows)])
+            if mask is not None and not mask[begin:stop].all():
+                within = np.flatnonzero(mask[begin:stop])
                 if not len(within):
                     continue
-            block = self._scan.block(begin, begin + len(rows), within)
+            block = self._scan.block(begin, stop, within)
             if not np.isfinite(block.residuals).all():
                 raise CheckpointError(
                     f"{self.name}: its vectors are not finite; embed again, and if that does not "

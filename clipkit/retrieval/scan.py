@@ -111,9 +111,11 @@ class Approximation:
         """(G, Q): of every G-th row from g on, the highest."""
         count, queries = self.raw.shape
         groups = count // _GROUP
-        raw = torch.from_numpy(self.raw[: groups * _GROUP])
-        # Row g of each of the _GROUP parts, as a reduction over the first axis is the fast one.
-        return raw.view(_GROUP, groups * queries).amax(0).view(groups, queries).numpy()
+        # Row g of each of _GROUP parts, as a reduction over the first axis is the fast one. Not by
+        # torch, whose threads would be in the way of those of NumPy's products.
+        parts = self.raw[: groups * _GROUP].reshape(_GROUP, groups * queries)
+        highest: np.ndarray = parts.max(axis=0).reshape(groups, queries)
+        return highest
 
     def error(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(P,) bounds of pairs (query, row of the block)."""
@@ -139,12 +141,19 @@ class FloatScan:
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
         self.row_bytes = 4 * parts[0].shape[1]
-        rows = sum(map(len, parts))
+        rows = int(self._ends[-1])
         self._norms = np.full(rows, -1, dtype=np.float32)  # -1: not known yet
         dim = parts[0].shape[1]
         self._underflow = dim * _TINY
         self._relative = dim * _UNIT / (1 - dim * _UNIT)
+
+    def block_end(self, begin: int, end: int) -> int:
+        """Where a block from ``begin`` on ends best, ``end`` or before: rows of one part need not
+        be copied."""
+        part_end = int(self._ends[np.searchsorted(self._ends, begin, side="right")])
+        return min(end, part_end) if 8 * (part_end - begin) >= end - begin else end
 
     def prepare(self, queries: np.ndarray) -> None:
         """Takes (Q, D) float32 queries for the blocks that follow."""
@@ -155,7 +164,7 @@ class FloatScan:
         """The approximate scores of rows ``begin`` to ``end``, or of ``rows`` of them alone."""
         block = read_rows(self._parts, begin, end)
         norms = self._norms[begin:end]
-        if norms[0] < 0 or norms[-1] < 0:
+        if norms.min() < 0:
             squares = np.einsum("nd,nd->n", block, block, dtype=np.float64)
             norms[:] = np.sqrt(squares) * _ROUND_UP
         if rows is not None:
@@ -196,6 +205,10 @@ class CodeScan:
         self._residuals, self._lengths = residuals, lengths
         self._centre = centre.astype(np.float64)
         self._centre_norm = float(np.linalg.norm(self._centre))
+
+    def block_end(self, begin: int, end: int) -> int:
+        """Where a block from ``begin`` on ends best: the codes are one array."""
+        return end
 
     def prepare(self, queries: np.ndarray) -> None:
         """Takes (Q, D) float32 queries for the blocks that follow."""

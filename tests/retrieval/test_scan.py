@@ -95,6 +95,19 @@ def test_no_score_is_further_off_than_its_bound(kind: str, dim: int) -> None:
         assert (bound <= block.largest_error()[:, None]).all()
 
 
+def test_blocks_of_another_size_have_bounds_where_a_mask_left_rows_out() -> None:
+    """The length of a row is taken when its block is first read."""
+    x = _vectors("spread", 300, 16, np.random.default_rng(0))
+    scan = FloatScan([x])
+    scan.prepare(x[:1])
+    scan.block(0, 100, None)
+    scan.block(200, 300, None)
+    fresh = FloatScan([x])
+    fresh.prepare(x[:1])
+    expected = fresh.block(0, 300, None).residuals
+    np.testing.assert_array_equal(scan.block(0, 300, None).residuals, expected)
+
+
 def test_the_bound_is_reached_by_the_vectors_that_it_is_made_for() -> None:
     """A bound that is twice what can happen would pass every test above, and be slow."""
     rng = np.random.default_rng(0)
