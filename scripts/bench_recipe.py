@@ -109,12 +109,10 @@ def race(args: argparse.Namespace) -> None:
         for number, rows in enumerate(each):
             rate = images_per_second(runs[name][number], between)
             seed = f", seed {number}" if args.seeds > 1 else ""
-            print(
-                f"| {name}{seed} | {minutes(rows[-1])} | {rate:.0f} | {cells(rows[-1], SPLITS)} |"
-            )
+            print(f"| {name}{seed} | {minutes(rows[-1])} | {rate:.0f} | {cells(rows[-1])} |")
         if args.seeds > 1:
             end = mean([rows[-1] for rows in each])
-            print(f"| {name}, mean | {minutes(end)} | | {cells(end, SPLITS)} |")
+            print(f"| {name}, mean | {minutes(end)} | | {cells(end)} |")
     rate = images_per_second(default, EPOCH * BATCH)
     print(f"\nopen_clip with its default context, {DEFAULT_CONTEXT} tokens: {rate:.0f} images/s\n")
     print("text→image R@1 along the way, in the split's own gallery and among all emoji:\n")
@@ -124,7 +122,7 @@ def race(args: argparse.Namespace) -> None:
     print("|---" * (1 + len(heads)) + "|")
     means = {name: [mean(rows) for rows in zip(*each, strict=True)] for name, each in found.items()}
     for number, rows in enumerate(zip(*means.values(), strict=True), start=1):
-        each = [f"{minutes(row)} | {cells(row, SPLITS)}" for row in rows]
+        each = [f"{minutes(row)} | {cells(row)}" for row in rows]
         print(f"| {number * between:,} | {' | '.join(each)} |")
     print()
     for split in SPLITS:
@@ -148,8 +146,8 @@ def minutes(row: Row) -> str:
     return f"{row['seconds'] / 60:.1f}"
 
 
-def cells(row: Row, splits: Sequence[str]) -> str:
-    return " | ".join(f"{value:.3f}" for split in splits for value in row[split])
+def cells(row: Row) -> str:
+    return " | ".join(f"{value:.3f}" for split in SPLITS for value in row[split])
 
 
 def verdict(means: dict[str, list[Row]], split: str, number: int) -> str:

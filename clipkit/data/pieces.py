@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from clipkit.config.schema import AugmentConfig, PreprocessConfig
 from clipkit.data.ahead import ReadAhead
 from clipkit.data.decode import decode_pixels
-from clipkit.data.kept import KeptSamples
+from clipkit.data.kept import KeptSample, KeptSamples
 from clipkit.data.order import RowOrder
 from clipkit.data.reader import Reader, SampleError, field_of
 from clipkit.data.remote import use_cache
@@ -99,7 +99,7 @@ class PieceMaker:
                     pair = kept.pair
                 else:
                     pair = self.reader[row] if pairs is None else pairs[i].result()
-                caption, image, size_here = self._use(pair, row, position)
+                caption, image, size_here = self._use(pair, row, position, kept)
                 item = self._describe(row, pair, caption, size_here)
                 told = None if self.ask is None else self.ask(pair)
             except SampleError as error:
@@ -154,7 +154,7 @@ class PieceMaker:
         return Item(pair.origin, caption or None, path, offset, width, height, metadata)
 
     def _use(
-        self, pair: Pair, row: int, position: int
+        self, pair: Pair, row: int, position: int, kept: KeptSample | None
     ) -> tuple[str, Tensor | None, tuple[int, int] | None]:
         """The clean caption of a pair, its (3, S, S) uint8 pixels, and the (width, height) of
         the picture they are of.
@@ -177,7 +177,6 @@ class PieceMaker:
             if self.change is not None:
                 pixels = self.change(pixels, pair.key)
             return caption, pixels, size_of(image)
-        kept = self.kept.get(row)
         if kept is not None:
             decoded: Image.Image | NDArray[np.uint8] = kept.image
         else:

@@ -71,13 +71,15 @@ class TextLayout(NamedTuple):
             torch.split(queries, [count for count, _ in texts.groups] if last else sizes),
             torch.split(keys, sizes),
             torch.split(values, sizes),
-            # A key that pads is the last of the tokens, which is filling.
-            torch.split(texts.unpadded < tokens - 1, sizes),
+            torch.split(texts.unpadded, sizes),
             strict=True,
         )
         results = []
-        for (count, length), *qkv, real in parts:
-            mask = real.view(count, 1, 1, length) if last else _causal(length, q.device)
+        for (count, length), *qkv, unpadded in parts:
+            if last:  # a key that pads is the last of the tokens, which is filling
+                mask = (unpadded < tokens - 1).view(count, 1, 1, length)
+            else:
+                mask = _causal(length, q.device)
             q_part, k_part, v_part = (_heads(x, count, heads) for x in qkv)
             attended = _attention(q_part, k_part, v_part, mask, dropout, sdpa=self.sdpa)
             results.append(_flat(attended))

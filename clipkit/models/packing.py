@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def pack_texts(input_ids: Tensor, end: int, *, one_group: bool = False) -> Packe
     tokens = int(lengths.sum())
     columns = torch.arange(ids.shape[1])
     real = columns < lengths[:, None]  # (B, L)
-    groups = _one_group(lengths.tolist()) if one_group else _groups(lengths.tolist())
+    groups = _groups(lengths.tolist(), one_group)
     counts, widths = torch.tensor(groups, dtype=torch.int64).view(-1, 2).unbind(1)
     widths = widths.repeat_interleave(counts)  # (B,), of each caption's group
     begin = widths.cumsum(0) - widths
@@ -91,19 +92,17 @@ def _multiple(tokens: int) -> int:
     return max(_TOKENS, 1 << max(0, tokens.bit_length() - 5))
 
 
-def _groups(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def _groups(lengths: Sequence[int], one_group: bool) -> tuple[tuple[int, int], ...]:
     """Ascending lengths → groups, the shortest first. All but the first hold a multiple of
     ``_CAPTIONS``, some of them shorter than the others."""
+    if one_group and lengths:
+        return ((len(lengths), lengths[-1]),)
     groups = []
     last = len(lengths)
     while last:
         length = -(-lengths[last - 1] // _LENGTHS) * _LENGTHS
-        first = next(at for at in range(last) if lengths[at] > length - _LENGTHS)
+        first = bisect_right(lengths, length - _LENGTHS, hi=last)
         first = max(0, last - -(-(last - first) // _CAPTIONS) * _CAPTIONS)
         groups.append((last - first, length))
         last = first
     return tuple(reversed(groups))
-
-
-def _one_group(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    return ((len(lengths), lengths[-1]),) if lengths else ()
