@@ -248,6 +248,11 @@ def validate(config: Config) -> None:
 
 def _check_training(config: Config) -> None:
     optim, train = config.optim, config.train
+    if not 0 <= train.activation_checkpointing <= 1:
+        raise ConfigError(
+            f"train.activation_checkpointing: {train.activation_checkpointing}; true, false, or "
+            "a share of the layers, from 0 to 1"
+        )
     if optim.min_lr > optim.lr:
         raise ConfigError(f"optim.min_lr: {optim.min_lr} is above optim.lr")
     if optim.muon_lr is not None and optim.name != "muon":

@@ -273,8 +273,9 @@ class TrainConfig:
     # Decay of a moving average of the weights, 0.9999 say; less in the first steps. It is
     # evaluated beside the weights, and it is the model that the run leaves.
     ema: float | None = None
-    # Keeps less of the forward pass and computes it twice, for a larger batch.
-    activation_checkpointing: bool = False
+    # Of this share of the layers less is kept and the forward pass computed twice, for a larger
+    # batch; ``true`` means all.
+    activation_checkpointing: bool | float = False
     compile: bool = False  # torch.compile for the layers; a minute at the start
     save_every: int = 500  # steps
     save_minutes: float | None = None  # and at least this often

@@ -84,6 +84,7 @@ class DualEncoder(nn.Module):
         self.compute_dtype: torch.dtype | None = None
         self.attention = "auto"
         self.patch_dropout = 0.0
+        self.compiled = False
         self.train(backbone.training)
 
     def forward(
@@ -139,18 +140,26 @@ class DualEncoder(nn.Module):
         (https://arxiv.org/abs/2103.00020, section 2.5)."""
         self.logit_scale.clamp_(max=math.log(max_scale))
 
-    def checkpoint_activations(self) -> None:
-        """Keeps of each layer only what came in, and computes it once more in the backward pass
-        (https://arxiv.org/abs/1604.06174): less memory, a third more time."""
+    def checkpoint_activations(self, share: float = 1.0) -> None:
+        """Keeps of some layers only what came in, and computes them once more in the backward pass
+        (https://arxiv.org/abs/1604.06174): less memory, up to a third more time.
+
+        Args:
+            share: of each tower's layers, spread over it.
+        """
         for tower in (self.backbone.vision_model, self.backbone.text_model):
-            for layer in tower.encoder.layers:
-                layer.recompute = True
+            for number, layer in enumerate(tower.encoder.layers):
+                layer.recompute = int((number + 1) * share) > int(number * share)
 
     def compile_layers(self) -> None:
         """Has ``torch.compile`` make each layer faster, which takes a minute or so at first."""
         for tower in (self.backbone.vision_model, self.backbone.text_model):
             for layer in tower.encoder.layers:
                 layer.compile(dynamic=True)
+        self.compiled = True
+        # Images and texts, the last layer and the others, with gradients and without: more than
+        # 8, after which what is new would not be compiled.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -160,7 +169,8 @@ class DualEncoder(nn.Module):
 
     def pack(self, input_ids: Tensor) -> PackedTexts:
         """(B, L) captions as ``forward`` takes them; on the CPU, where nothing waits for it."""
-        one_group = self.logit_scale.device.type != "cpu"
+        # Each number of groups would be compiled anew.
+        one_group = self.compiled or self.logit_scale.device.type != "cpu"
         end = int(self.backbone.text_model.eos_token_id)
         return pack_texts(input_ids, end, one_group=one_group)
 

@@ -58,7 +58,7 @@ def pack_texts(input_ids: Tensor, end: int, *, one_group: bool = False) -> Packe
         input_ids: (B, L) int64; on a GPU it is waited for.
         end: the id of the end token; 2 stands for the greatest id of each caption, which is what
             OpenAI's checkpoints mean by it.
-        one_group: pad all captions to the longest, which is faster on a GPU.
+        one_group: pad all captions to the longest, which is faster on a GPU, or compiled.
     """
     ids = input_ids.cpu()
     found = ids.argmax(1) if end == 2 else (ids == end).int().argmax(1)

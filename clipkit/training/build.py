@@ -51,16 +51,18 @@ def build_training_model(
     ).to(device)
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     model.compute_dtype = dtypes.get(config.train.precision)
-    if config.train.activation_checkpointing:
-        model.checkpoint_activations()
+    if share := config.train.activation_checkpointing:
+        model.checkpoint_activations(share)
     if config.train.compile:
         model.compile_layers()
     return model
 
 
 def is_sharded(accelerator: Accelerator, config: Config) -> bool:
-    """Whether the model is sharded over ranks, rather than whole on each."""
-    return config.train.distributed == "fsdp" and accelerator.num_processes > 1
+    """Whether the model is sharded over ranks, rather than whole on each. Of one rank, it is where
+    that serves to keep it in the CPU's memory."""
+    several = accelerator.num_processes > 1 or config.train.offload
+    return config.train.distributed == "fsdp" and several
 
 
 def wrap_model(model: DualEncoder, accelerator: Accelerator, config: Config) -> nn.Module:

@@ -26,6 +26,7 @@ from clipkit.evaluation.results import RESULTS, check_places
 from clipkit.interrupt import Stop, stop_signals
 from clipkit.losses import in_batch_accuracy
 from clipkit.models import DualEncoder
+from clipkit.training.ahead import StepBatches
 from clipkit.training.build import wrap_model
 from clipkit.training.card import model_card
 from clipkit.training.ceiling import find_ceiling
@@ -230,7 +231,8 @@ def _train(
                 groups=config.loss.duplicates == "positives",
             )
 
-    batches = staged()
+    reading = staged()
+    batches = StepBatches(reading, parts, device)
     train_step = TrainStep(wrapped, model, accelerator, config)
     wrapped.train()
     counts: Counter[str] = Counter()  # of this rank, since this start
@@ -253,9 +255,9 @@ def _train(
         fault = saver.fault
         batch: list[Batch] = []
         try:
-            for _ in range(parts):
-                batch.append(next(batches))
-                count_skipped(batch[-1], counts, config)
+            batch = batches.take()
+            for part in batch:
+                count_skipped(part, counts, config)
         except ClipkitError as error:  # all ranks end together, below
             fault = error
         meter.data_ready()
@@ -279,6 +281,8 @@ def _train(
         if accelerator.scaler is not None:
             accelerator.unscale_gradients(optimizer)
         norms = clip_gradients(model, config.optim.grad_clip)
+        if step + 1 < steps:
+            meter.starved(batches.prepare())
         # The step's one wait for the device. The norm is of the averaged gradients, so all ranks
         # agree. A scaler, which fp16 has on a GPU, meets infinities by design and skips those
         # steps itself.
@@ -348,7 +352,7 @@ def _train(
             evaluate(done)
             wrapped.train()
             meter.restart()
-    batches.close()
+    reading.close()
 
     results = evaluate(steps)
     saver.wait()

@@ -101,7 +101,7 @@ class StepMemory:
         return held + passed + own * self.pixels + loss
 
     def _sharded(self, ranks: int, kind: Kind) -> bool:
-        return kind == "fsdp" and ranks > 1
+        return kind == "fsdp" and (ranks > 1 or self.offload)
 
 
 def watch_passes(

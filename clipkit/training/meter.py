@@ -41,7 +41,7 @@ class Meter:
     def restart(self) -> None:
         """Begins a window; what came before it, such as an evaluation, is not counted."""
         self.begin = self.last = time.perf_counter()
-        self.waited = self.step_wait = 0.0
+        self.waited = self.step_wait = self.starving = 0.0
         self.step_share = 0.0
         self.images = self.tokens = self.flops = 0
 
@@ -49,6 +49,12 @@ class Meter:
         """The batch of a step is there."""
         self.step_wait = time.perf_counter() - self.last
         self.waited += self.step_wait
+        self.step_wait, self.starving = self.step_wait + self.starving, 0.0
+
+    def starved(self, seconds: float) -> None:
+        """The device was done before the batch of the next step was there."""
+        self.waited += seconds
+        self.starving += seconds
 
     def step_done(self, parts: Sequence[Batch]) -> None:
         """A step over ``parts`` is done, as far as the CPU is concerned."""

@@ -197,7 +197,7 @@ def _work(model: DualEncoder, batch: Batch, config: Config, parts: int) -> Work:
         batch_size=config.train.batch_size,
         embed_dim=model.embed_dim,
         flops=flops,
-        forwards=1 + cached + config.train.activation_checkpointing,
+        forwards=1 + cached + float(config.train.activation_checkpointing),
         parts=parts,
         weights=_bytes(model.parameters()) - layers + layers * rounded,
         gradients=_bytes(p for p in model.parameters() if p.requires_grad),

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from clipkit.config import Config
 from clipkit.data import build_train_loader
+from clipkit.training.ahead import StepBatches
 from clipkit.training.build import wrap_model
 from clipkit.training.distributed import clip_gradients
 from clipkit.training.optim import build_optimizer
@@ -75,7 +76,7 @@ def profile_run(config: Config) -> str | None:
         world_size=ranks,
         groups=config.loss.duplicates == "positives",
     )
-    batches = iter(loader)
+    batches = StepBatches(iter(loader), parts, device)
     train_step = TrainStep(wrapped, model, accelerator, config)
     watch = _Watch(device)
     wrapped.train()
@@ -86,9 +87,11 @@ def profile_run(config: Config) -> str | None:
         begin = time.perf_counter()
         for _ in range(count):
             with watch("waiting for data"):
-                batch = [next(batches) for _ in range(parts)]
+                batch = batches.take()
             valid = all(bool(part.valid.all()) for part in batch)
             train_step.gradients(batch, all_valid=valid)
+            if not watch.on:
+                batches.prepare()
             with watch("clipping"):
                 if accelerator.scaler is not None:
                     accelerator.unscale_gradients(optimizer)

@@ -21,7 +21,7 @@ class Work:
         embed_dim: D.
         flops: of the towers, a pair, forward and backward, F.
         forwards: forward passes of a step for one backward pass: 1; 2 with gradient caching;
-            one more with activation checkpointing.
+            with activation checkpointing its share more.
         parts: that a step's batch is computed in.
         weights: bytes that FSDP gathers for a pass, W: layers in what they compute in, and the
             rest in float32.
@@ -33,7 +33,7 @@ class Work:
     batch_size: int
     embed_dim: int
     flops: float
-    forwards: int
+    forwards: float
     parts: int
     weights: float
     gradients: float

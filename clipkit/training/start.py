@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
@@ -91,7 +92,7 @@ def begin(config: Config, *, planned: bool = False, **options: Any) -> Start:
     ranks = accelerator.num_processes
     parts = parts_of(config, ranks)
     if not (planned and config.plan.gpu_tflops):
-        _check_offload(config, accelerator.device, ranks)
+        _check_offload(config, accelerator.device)
     config = resolve_preprocess(config)
     reader, eval_readers = main_first(  # the others find the index made
         accelerator, lambda: open_data(config, progress=accelerator.is_main_process)
@@ -132,11 +133,11 @@ def build_encoder(config: Config) -> Encoder:
     return Encoder(model, begun.config.preprocess, tokenizer, begun.accelerator.device)
 
 
-def _check_offload(config: Config, device: torch.device, ranks: int) -> None:
-    """Refuses ``train.offload`` where nothing would come of it.
+def _check_offload(config: Config, device: torch.device) -> None:
+    """Refuses ``train.offload`` where nothing would come of it, or it cannot be done.
 
     Raises:
-        ConfigError: there is no accelerator, or one rank.
+        ConfigError: there is no accelerator, or no launcher.
     """
     if not config.train.offload:
         return
@@ -145,8 +146,8 @@ def _check_offload(config: Config, device: torch.device, ranks: int) -> None:
             "train.offload: this run is on the CPU, and has no accelerator whose memory it would "
             "spare; leave it out"
         )
-    if ranks == 1:
+    if not dist.is_initialized():
         raise ConfigError(
-            "train.offload: it offloads what fsdp shards, and one rank shards nothing; start "
-            "several, or lower train.micro_batch"
+            "train.offload: it offloads what fsdp shards, for which a launcher is needed, also on "
+            "one GPU: torchrun --nproc-per-node 1 -m clipkit train …"
         )
