@@ -248,10 +248,9 @@ def validate(config: Config) -> None:
 
 def _check_training(config: Config) -> None:
     optim, train = config.optim, config.train
-    if not 0 <= train.activation_checkpointing <= 1:
+    if train.activation_checkpointing > 1:
         raise ConfigError(
-            f"train.activation_checkpointing: {train.activation_checkpointing}; true, false, or "
-            "a share of the layers, from 0 to 1"
+            f"train.activation_checkpointing: {train.activation_checkpointing}; a share, at most 1"
         )
     if optim.min_lr > optim.lr:
         raise ConfigError(f"optim.min_lr: {optim.min_lr} is above optim.lr")
@@ -314,6 +313,7 @@ _MAY_BE_ZERO = {
     "model.vision.dropout",
     "model.vision.patch_dropout",
     "model.text.dropout",
+    "train.activation_checkpointing",
     "train.stages.patch_dropout",
 }
 
