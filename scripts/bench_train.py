@@ -69,12 +69,7 @@ GPU_WAYS = {
     },
     "vit-l-14": {
         "clipkit, compiled": ("clipkit", {"compile": True, "recompute": 0.6}),
-        "clipkit, compiled, half the patches": ("clipkit", {"compile": True, **HALF}),
         "open_clip amp_bf16": ("open_clip", {"precision": "amp_bf16", "recompute": True}),
-        "open_clip amp_bf16, half the patches": (
-            "open_clip",
-            {"precision": "amp_bf16", "recompute": True, **HALF},
-        ),
     },
 }
 

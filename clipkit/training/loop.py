@@ -286,7 +286,7 @@ def _train(
         # The step's one wait for the device. The norm is of the averaged gradients, so all ranks
         # agree. A scaler, which fp16 has on a GPU, meets infinities by design and skips those
         # steps itself.
-        norm, own_loss = torch.stack([norms["all"], result.loss]).tolist()
+        norm, own_loss = torch.stack([norms["all"].to(device), result.loss]).tolist()
         if math.isfinite(norm) or accelerator.scaler is not None:
             wrapped_optimizer.step()
             model.clamp_scale(config.loss.max_scale)

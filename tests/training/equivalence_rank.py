@@ -17,10 +17,6 @@ from clipkit.models import DualEncoder
 
 
 def main() -> None:
-    if os.environ.get("ACCELERATE_TORCH_DEVICE") and "RANK" in os.environ:
-        # All ranks on one GPU, which NCCL refuses and gloo does not.
-        dist.init_process_group("cpu:gloo,cuda:gloo")
-        os.environ["LOCAL_RANK"] = "0"
     sharded: list[bool] = []
     dtypes: set[str] = set()  # that a layer's weights have while it computes
     clip = distributed.clip_gradients

@@ -1,9 +1,6 @@
 """Losses, gradient norms and weights after 20 steps are one process's, however it is computed:
 {DDP, FSDP2} × {at once, in parts with all negatives, accumulated} × {InfoNCE, SigLIP}, and
-{DDP, FSDP2} × other ways to update the weights.
-
-With ACCELERATE_TORCH_DEVICE=cuda:0 all ranks share that GPU.
-"""
+{DDP, FSDP2} × other ways to update the weights."""
 
 from __future__ import annotations
 
@@ -63,11 +60,8 @@ def run(ranks: int, configs: list[Path], out: Path) -> dict[str, Any]:
     if ranks > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command += [str(Path(__file__).with_name("equivalence_rank.py")), str(out), *map(str, configs)]
-    environment = dict(ENVIRONMENT)
-    if "ACCELERATE_TORCH_DEVICE" in environment:
-        del environment["CUDA_VISIBLE_DEVICES"]
     result = subprocess.run(
-        command, cwd=ROOT, env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        command, cwd=ROOT, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
