@@ -14,6 +14,7 @@ from clipkit._version import __version__
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.commands import add_classify_arguments, add_eval_arguments
 from clipkit.evaluation.report_command import add_report_arguments
+from clipkit.imports import quick_imports
 from clipkit.interchange.commands import add_export_arguments
 from clipkit.retrieval.commands import add_embed_arguments
 from clipkit.retrieval.data_commands import add_data_arguments
@@ -147,19 +148,22 @@ def _train(args: argparse.Namespace) -> int:
         print(dump_config(config), end="")
         return 0
     if args.dry_run:
-        from clipkit.training.plan import dry_run
+        with quick_imports():
+            from clipkit.training.plan import dry_run
 
         if plan := dry_run(config):
             print(plan)
         return 0
     if args.profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler talks about itself
-        from clipkit.training.profile import profile_run
+        with quick_imports():
+            from clipkit.training.profile import profile_run
 
         if table := profile_run(config):
             print(table)
         return 0
-    from clipkit.training.loop import train
+    with quick_imports():
+        from clipkit.training.loop import train
 
     train(config, allow_change=args.allow_change)
     return 0
@@ -174,7 +178,8 @@ def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from clipkit.training.convert import convert
+    with quick_imports():
+        from clipkit.training.convert import convert
 
     checkpoint, damaged = convert(Path(args.checkpoint), Path(args.out))
     for line in damaged:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ast
+import gc
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from clipkit.imports import quick_imports
 
 # A folder or module, and what of clipkit it may import besides itself.
 LOW = {
@@ -19,6 +24,7 @@ LOW = {
     "interrupt",
     "launcher",
     "digest",
+    "imports",
 }
 TOWERS = {*LOW, "data", "models", "losses"}
 SHOWN = {"inputs", "display"}
@@ -33,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "interrupt": set(),
     "launcher": {"errors"},
     "digest": {"errors"},
+    "imports": set(),
     "config": {"errors"},
     "data": LOW,
     "models": LOW,
@@ -100,3 +107,15 @@ def test_every_public_name_loads() -> None:
     code = "import clipkit; print([n for n in clipkit.__all__ if getattr(clipkit, n) is None])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.stdout.strip(), result.returncode) == ("[]", 0), result.stderr
+
+
+def test_cycles_are_collected_again_after_the_imports_of_a_command() -> None:
+    def fail() -> None:
+        with quick_imports():
+            assert not gc.isenabled()
+            raise ModuleNotFoundError
+
+    with pytest.raises(ModuleNotFoundError):
+        fail()
+    assert gc.isenabled()
+    gc.unfreeze()  # for the tests after this one

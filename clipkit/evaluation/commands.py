@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clipkit.display.arguments import count, positive
+from clipkit.imports import quick_imports
 
 if TYPE_CHECKING:
     from clipkit.evaluation.zero_shot_result import ZeroShotResult
@@ -51,29 +52,31 @@ def run_eval(args: argparse.Namespace) -> int:
     if (args.source is None) == (args.suite is None):
         raise ConfigError("eval: give a source, or --suite FILE, and not both")
     if args.suite is not None:
-        from clipkit.evaluation.suite_command import run_suite_command
+        with quick_imports():
+            from clipkit.evaluation.suite_command import run_suite_command
 
         return run_suite_command(args)
     if args.out is not None:
         raise ConfigError("--out: it goes with --suite; --json and --html name files")
 
-    from clipkit.atomic import write_json
-    from clipkit.config.schema import SourceConfig
-    from clipkit.data import open_source
-    from clipkit.display.console import (
-        default_workers,
-        format_table,
-        plain_warnings,
-        remark,
-        remark_cut,
-        source_name,
-    )
-    from clipkit.encoder import load
-    from clipkit.evaluation.embedding import Job
-    from clipkit.evaluation.gallery import retrieval_gallery
-    from clipkit.evaluation.report import metric_rows, write_report
-    from clipkit.evaluation.retrieval import embed_retrieval_set, summarise
-    from clipkit.evaluation.run_suite import run_folder
+    with quick_imports():
+        from clipkit.atomic import write_json
+        from clipkit.config.schema import SourceConfig
+        from clipkit.data import open_source
+        from clipkit.display.console import (
+            default_workers,
+            format_table,
+            plain_warnings,
+            remark,
+            remark_cut,
+            source_name,
+        )
+        from clipkit.encoder import load
+        from clipkit.evaluation.embedding import Job
+        from clipkit.evaluation.gallery import retrieval_gallery
+        from clipkit.evaluation.report import metric_rows, write_report
+        from clipkit.evaluation.retrieval import embed_retrieval_set, summarise
+        from clipkit.evaluation.run_suite import run_folder
 
     # A list, of keywords for one, is one question.
     reader = open_source(SourceConfig(path=args.source, caption=args.caption, captions="join"))
@@ -155,10 +158,11 @@ def run_classify(args: argparse.Namespace) -> int:
     and counted."""
     import sys
 
-    from clipkit.display.console import plain_warnings, remark
-    from clipkit.encoder import load
-    from clipkit.errors import ConfigError, DataError
-    from clipkit.evaluation.zero_shot import ZeroShotClassifier
+    with quick_imports():
+        from clipkit.display.console import plain_warnings, remark
+        from clipkit.encoder import load
+        from clipkit.errors import ConfigError, DataError
+        from clipkit.evaluation.zero_shot import ZeroShotClassifier
 
     names = _image_files(args.images)
     labels = [label.strip() for label in args.labels.split(",") if label.strip()]

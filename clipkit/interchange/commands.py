@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from clipkit.imports import quick_imports
+
 FORMATS = ("transformers", "open_clip", "onnx")
 
 
@@ -28,9 +30,10 @@ def run_export(args: argparse.Namespace) -> int:
     """Writes the folder, and says what it was compared with and how far they differ."""
     from pathlib import Path
 
-    from clipkit.display.console import plain_warnings
-    from clipkit.interchange.compare import TOLERANCE
-    from clipkit.interchange.export import export, push
+    with quick_imports():
+        from clipkit.display.console import plain_warnings
+        from clipkit.interchange.compare import TOLERANCE
+        from clipkit.interchange.export import export, push
 
     with plain_warnings():
         found = export(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CPU_BLOCK = (1024, 2048)  # 8 MiB of float32
+_CPU_BLOCK = (1024, 1024)  # 4 MiB of float32
 _GPU_BLOCK = (8192, 8192)
 # One shift for a whole block is exact enough while its sums stay this far above underflow …
 _LEAST_SUM = 1e-20
@@ -80,12 +80,12 @@ def each_block(
     if not height or not width:
         return
     memory = rows.new_empty(height * width, dtype=torch.float32)
-    mixed = columns.to(torch.bfloat16) if bf16 else columns
     for i in range(0, len(rows), height):
         some = rows[i : i + height]
         some = some.to(torch.bfloat16) if bf16 else some * scale
         for j in range(0, len(columns), width):
-            other = mixed[j : j + width]
+            other = columns[j : j + width]
+            other = other.to(torch.bfloat16) if bf16 else other
             logits = memory[: len(some) * len(other)].view(len(some), len(other))
             if not bf16:
                 torch.mm(some, other.T, out=logits)
@@ -116,12 +116,18 @@ def pair_logits(i: slice, j: slice, first: int, logits: Tensor) -> Tensor:
     return part.diagonal(offset) if len(part) else logits.new_empty(0)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor, *, bf16: bool) -> None:
-    """total += left @ right; bf16 rounds what is multiplied, not what is summed up."""
+def _add_products(
+    to_rows: Tensor, to_columns: Tensor, block: Tensor, rows: Tensor, columns: Tensor, *, bf16: bool
+) -> None:
+    """to_rows += block @ columns and to_columns += block.T @ rows; bf16 rounds what is
+    multiplied, not what is summed up."""
     if bf16:
-        total.add_(left.to(torch.bfloat16) @ right.to(torch.bfloat16))
+        mixed = block.to(torch.bfloat16)
+        to_rows.add_(mixed @ columns.to(torch.bfloat16))
+        to_columns.add_(mixed.T @ rows.to(torch.bfloat16))
     else:
-        total.addmm_(left, right)
+        to_rows.addmm_(block, columns)
+        to_columns.addmm_(block.T, rows)
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
@@ -197,8 +203,7 @@ class _LogSumExp(torch.autograd.Function):
                 logits.add_(other.mul_(grad_columns[j].to(rows.dtype)))
             pairs = pair_logits(i, j, ctx.first, logits)
             pairs.add_(grad_pairs[pair_rows(i, j, ctx.first)].to(rows.dtype))
-            _add_product(to_rows[i], logits, columns[j], bf16=ctx.bf16)
-            _add_product(to_columns[j], logits.T, rows[i], bf16=ctx.bf16)
+            _add_products(to_rows[i], to_columns[j], logits, rows[i], columns[j], bf16=ctx.bf16)
         to_scale = _dot(rows, to_rows)
         return to_rows.mul_(scale), to_columns.mul_(scale), to_scale, None, None
 
@@ -231,8 +236,7 @@ class _SumSoftplus(torch.autograd.Function):
                 logits.sigmoid_()
                 pairs.neg_()
                 to_bias += logits.sum(dtype=wide)
-                _add_product(to_rows[i], logits, columns[j], bf16=bf16)
-                _add_product(to_columns[j], logits.T, rows[i], bf16=bf16)
+                _add_products(to_rows[i], to_columns[j], logits, rows[i], columns[j], bf16=bf16)
         if backward:
             to_scale = _dot(rows, to_rows)
             ctx.save_for_backward(

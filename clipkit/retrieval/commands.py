@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from clipkit.display.arguments import count, positive
+from clipkit.imports import quick_imports
 
 _NO_CAPTION = ("no caption", "empty caption")  # reasons to leave a sample out
 
@@ -45,9 +46,10 @@ def run_embed(args: argparse.Namespace) -> int:
     import os
     from pathlib import Path
 
-    from clipkit.config.schema import SourceConfig
-    from clipkit.display.console import plain_warnings, remark, remark_cut
-    from clipkit.retrieval.embed import embed
+    with quick_imports():
+        from clipkit.config.schema import SourceConfig
+        from clipkit.display.console import plain_warnings, remark, remark_cut
+        from clipkit.retrieval.embed import embed
 
     was_there = not args.overwrite and (Path(args.out).expanduser() / "manifest.json").exists()
     with plain_warnings():

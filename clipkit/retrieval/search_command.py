@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clipkit.display.arguments import positive
+from clipkit.imports import quick_imports
 
 if TYPE_CHECKING:
     from clipkit.retrieval.query import SearchQuery
@@ -83,13 +85,17 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_search(args: argparse.Namespace) -> int:
     """Prints what each query finds."""
-    from clipkit.display.console import plain_warnings, remark
-    from clipkit.retrieval.store import EmbeddingStore
+    with quick_imports():
+        from clipkit.display.console import plain_warnings, remark
+        from clipkit.retrieval.store import EmbeddingStore
 
     _check_order(args.store, args.texts)
     alone = args.duplicates is not None
     queries = _no_queries(args) if alone else _queries(args)
     store, *also = [EmbeddingStore(name) for name in (args.store, *args.also)]
+    with quick_imports():
+        importlib.import_module("clipkit.retrieval.search")  # by which an index is opened
+
     index = store.index(args.kind, args.model, approximate=args.approximate, also=also)
     if alone:
         _print_duplicates(index, args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from clipkit.display.arguments import count
+from clipkit.imports import quick_imports
 
 _DEMO = "runs/emoji/store"  # what scripts/demo.sh leaves
 
@@ -40,7 +41,8 @@ def run_serve(args: argparse.Namespace) -> int:
     from clipkit.errors import ConfigError
 
     try:
-        from clipkit.serve.server import Server
+        with quick_imports():
+            from clipkit.serve.server import Server
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn", "h11"):
             raise
