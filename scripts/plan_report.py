@@ -4,7 +4,8 @@
 
 Each run takes two steps on data/emoji, on one CPU thread; its memory is the peak of the process
 before the first checkpoint, less that of a run of next to nothing, which is what libraries take.
-Runs are measured twice: as they are, and with an allocator that gives back at once what is freed
+Of batches that data/emoji is too small for, it is written several times, under other keys. Runs are
+measured twice: as they are, and with an allocator that gives back at once what is freed
 and few kernels kept by oneDNN (the two environment variables below). The second is the memory of
 tensors, which is what is estimated, and what ``torch.cuda.max_memory_allocated`` tells on a GPU.
 """
@@ -12,11 +13,13 @@ tensors, which is what is estimated, and what ``torch.cuda.max_memory_allocated`
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -49,6 +52,16 @@ SMALL = {
     },
     "train": {"batch_size": 256, "precision": "bf16"},
 }
+# As in configs/emoji.yaml.
+EMOJI = {
+    "preprocess": {"image_size": 64, "context_length": 64, "vocab_size": 4096},
+    "model": {
+        "embed_dim": 192,
+        "vision": {"width": 192, "layers": 6, "heads": 3, "patch_size": 16},
+        "text": {"width": 192, "layers": 2, "heads": 3},
+    },
+    "train": {"batch_size": 256, "precision": "bf16"},
+}
 BASE = {
     "preprocess": {"image_size": 224, "context_length": 64, "vocab_size": 4096},
     "model": {
@@ -73,6 +86,15 @@ CASES = {
     "small, bf16, 1024, activations computed twice": (
         SMALL,
         {"train.batch_size": 1024, "train.activation_checkpointing": True},
+    ),
+    "emoji, bf16, 256": (EMOJI, {}),
+    "emoji, bf16, 1,024, in parts of 256": (
+        EMOJI,
+        {"train.batch_size": 1024, "train.micro_batch": 256},
+    ),
+    "emoji, bf16, 16,384, in parts of 256": (
+        EMOJI,
+        {"train.batch_size": 16_384, "train.micro_batch": 256},
     ),
     "ViT-B/32, bf16, 64": (BASE, {"train.batch_size": 64}),
     "ViT-B/32, fp32, 32": (BASE, {"train.precision": "fp32"}),
@@ -132,6 +154,25 @@ def measured(tree: dict[str, object], changes: dict[str, object], env: dict[str,
     return float([r for r in records if r["kind"] == "train"][-1]["memory_gib"])
 
 
+def enough_pairs(folder: Path, count: int) -> str:
+    """Shards of data/emoji, or of several copies of it where it has fewer than ``count`` pairs."""
+    shards = sorted((ROOT / "data/emoji").glob("train-*.tar"))
+    members: list[tuple[str, bytes]] = []
+    for shard in shards:
+        with tarfile.open(shard) as tar:
+            members += [(each.name, tar.extractfile(each).read()) for each in tar]  # type: ignore[union-attr]
+    pairs = len({name.partition(".")[0] for name, _ in members})
+    if count <= pairs:
+        return str(ROOT / "data/emoji/train-*.tar")
+    for copy in range(-(-count // pairs)):
+        with tarfile.open(folder / f"copy-{copy:03d}.tar", "w") as tar:
+            for name, content in members:
+                member = tarfile.TarInfo(f"{copy}-{name}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return str(folder / "copy-*.tar")
+
+
 def clipkit(
     folder: Path,
     tree: dict[str, object],
@@ -140,9 +181,10 @@ def clipkit(
     env: dict[str, str],
 ) -> str:
     """What the real command says, of a config in ``folder``."""
+    size = int(str(changes.get("train.batch_size", 0)))
     config = {
         "output": str(folder / "run"),
-        "data": {"train": str(ROOT / "data/emoji/train-*.tar"), "workers": 0},
+        "data": {"train": enough_pairs(folder, size), "workers": 0},
         **tree,
     }
     path = folder / "config.yaml"
