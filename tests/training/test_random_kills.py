@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -50,12 +51,13 @@ def test_the_end_after_random_kills_is_that_of_an_uninterrupted_run(
         before = latest(run.run)
         metrics = run.run / "metrics.jsonl"
         deadline = time.monotonic() + 120
-        begun = f"going on from step {before}" if before else "from scratch"
         # What an earlier start wrote of later steps is dropped before that line is said.
-        while not (begun in run.said.read_text() and f'"step": {target},' in metrics.read_text()):
+        while (step := begun_at(run)) is None or f'"step": {target},' not in metrics.read_text():
             assert run.process.poll() is None, run.said.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.002)
+        # Later than ``latest`` where the kill came between a checkpoint and that.
+        assert step >= before
         time.sleep(draw.random() * 0.1)
         # The launcher too: torchrun's ranks have sessions of their own.
         for process in [run.process.pid, *(run.trainers() if ranks > 1 else [])]:
@@ -77,6 +79,15 @@ def test_the_end_after_random_kills_is_that_of_an_uninterrupted_run(
         assert float.fromhex(a[step]) == pytest.approx(float.fromhex(b[step]), rel=1e-4)
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=1e-3, atol=2e-4)
+
+
+def begun_at(run: Started) -> int | None:
+    """The step that a run began at; None before it says so."""
+    said = run.said.read_text()
+    if "from scratch" in said:
+        return 0
+    found = re.search(r"going on from step (\d+)\n", said)
+    return int(found[1]) if found else None
 
 
 def latest(run: Path) -> int:
