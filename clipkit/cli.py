@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -69,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         # A full disk, a folder that may not be written: the path says where.
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", 4)
+        hint = "; free some of it, and run the same command" if error.errno == errno.ENOSPC else ""
+        return _fail(f"{where}{error.strerror or error}{hint}", 4)
 
 
 _LESS_MEMORY = {
@@ -117,15 +119,16 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="dotted, such as optim.lr=5e-4"
     )
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--print-config", action="store_true", help="print the whole config and stop"
     )
-    parser.add_argument(
+    instead.add_argument(
         "--dry-run",
         action="store_true",
         help="print parameters, FLOPs, memory, samples and steps, load one batch, and stop",
     )
-    parser.add_argument(
+    instead.add_argument(
         "--profile",
         action="store_true",
         help="time the parts of a step, write a trace to OUTPUT/profile, and stop",

@@ -17,14 +17,17 @@
 #SBATCH --requeue
 set -uo pipefail
 
+output=$(clipkit train "$@" --print-config | sed -n 's/^output: //p')
+[ -n "$output" ] || exit 2 # what is wrong with the config has been said
+status=$output/status.json
+before=$(cat "$status" 2> /dev/null)
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 code=0
-srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${GPUS_PER_NODE:-8}" \
+srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}" \
     --rdzv-backend c10d --rdzv-endpoint "$first:29500" --rdzv-id "$SLURM_JOB_ID" \
     -m clipkit train "$@" || code=$?
-# torchrun hides the exit code of its ranks; status.json in the run's folder has it.
-output=$(clipkit train "$@" --print-config | sed -n 's/^output: //p')
-if grep -q '"exit_code": 75' "$output/status.json" 2> /dev/null; then
+# torchrun hides the exit code of its ranks; status.json has it, if it is not that of an earlier start.
+if [ "$(cat "$status" 2> /dev/null)" != "$before" ] && grep -q '"exit_code": 75' "$status"; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -236,6 +236,16 @@ def validate(config: Config) -> None:
             f"loss.label_smoothing: {config.loss.label_smoothing} is for loss.kind=infonce; a "
             "sigmoid loss has no distribution to smooth"
         )
+    if config.loss.init_bias != Config().loss.init_bias and config.loss.kind != "sigmoid":
+        raise ConfigError(
+            f"loss.init_bias: {config.loss.init_bias} is for loss.kind=sigmoid; a softmax takes no "
+            "notice of a bias"
+        )
+    if model.pretrained is None and 1 / config.loss.init_temperature > config.loss.max_scale:
+        raise ConfigError(
+            f"loss.init_temperature: {config.loss.init_temperature} is a scale of "
+            f"{1 / config.loss.init_temperature:.4g}, above loss.max_scale {config.loss.max_scale}"
+        )
     if config.loss.label_smoothing >= 1:
         raise ConfigError(f"loss.label_smoothing: {config.loss.label_smoothing}; a share, below 1")
     _check_training(config)
@@ -263,6 +273,11 @@ def _check_training(config: Config) -> None:
         raise ConfigError(
             f"optim.cooldown: {optim.cooldown}, but a cosine falls all the way; set optim.schedule "
             "to wsd or constant, or leave it out"
+        )
+    if optim.min_lr and optim.schedule == "constant" and optim.cooldown == 0:
+        raise ConfigError(
+            f"optim.min_lr: {optim.min_lr}, but with optim.schedule=constant and optim.cooldown=0 "
+            "the rate never falls; leave it out"
         )
     if optim.cooldown is not None and optim.cooldown > 1:
         raise ConfigError(f"optim.cooldown: {optim.cooldown}; a share of the steps, at most 1")

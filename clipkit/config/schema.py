@@ -173,7 +173,8 @@ class VisionConfig(TowerConfig):
 class ModelConfig:
     """Two towers into one space: a transformers CLIPModel, new or from a folder."""
 
-    # A Hugging Face folder or hub name to start from; the sizes below are then its own.
+    # A Hugging Face folder or hub name to start from; the sizes, dropout and activation below are
+    # then its own.
     pretrained: str | None = None
     # ``vision`` freezes the image tower, as in LiT (https://arxiv.org/abs/2111.07991).
     freeze: Literal["none", "vision", "text"] = "none"
@@ -193,7 +194,8 @@ class LossConfig:
     # ``infonce``: softmax over the batch, as CLIP. ``sigmoid``: a question of yes or no for each
     # image with each text, with a learned bias, as SigLIP (https://arxiv.org/abs/2303.15343).
     kind: Literal["infonce", "sigmoid"] = "infonce"
-    init_temperature: float = 0.07  # CLIP's; SigLIP's is 0.1
+    # Of a new model, as ``init_bias``: a pretrained one keeps its own. CLIP's; SigLIP's is 0.1.
+    init_temperature: float = 0.07
     # Of ``sigmoid``. SigLIP's is for positives that are rare: begin nearer to 0 where
     # ``duplicates`` are many and positives.
     init_bias: float = -10.0
@@ -220,7 +222,7 @@ class OptimConfig:
     # How ``lr`` falls to ``min_lr``. ``cosine``: from the warm-up on. ``wsd``: it is held, then
     # falls in the last ``cooldown`` of the steps, fast first (1 - √x). ``constant``: the same,
     # linearly. Until its cooldown a run of these two does not depend on where it ends, so it
-    # may be given more steps (--allow-change train.steps).
+    # may be given more steps (--allow-change train.steps); but ``train.stages`` are shares of them.
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     cooldown: float | None = None  # share of the steps; none: 0.2; 0: it is held to the end
     betas: tuple[float, float] = (0.9, 0.98)

@@ -100,12 +100,22 @@ def load_model(
     preprocess = load_preprocess(folder_or_name)
     backbone = load_backbone(folder_or_name, dtype=dtype)
     check_size(folder_or_name, preprocess, backbone.config.vision_config)
-    bias = getattr(backbone.config, "logit_bias", None)
-    if bias is not None and not isinstance(bias, int | float):
-        raise CheckpointError(f"{folder_or_name}: config.json: logit_bias is {bias!r}, no number")
+    bias = bias_of(backbone, folder_or_name)
     model = DualEncoder(backbone.eval(), preprocess.mean, preprocess.std, init_bias=bias)
     model.attention = attention
     return model
+
+
+def bias_of(backbone: CLIPModel, folder_or_name: str) -> float | None:
+    """What a model learned with a bias of the logits keeps in its config, or None.
+
+    Raises:
+        CheckpointError: it is no number.
+    """
+    bias = getattr(backbone.config, "logit_bias", None)
+    if bias is not None and not isinstance(bias, int | float):
+        raise CheckpointError(f"{folder_or_name}: config.json: logit_bias is {bias!r}, no number")
+    return bias
 
 
 def load_backbone(folder_or_name: str, *, dtype: torch.dtype | None = None) -> CLIPModel:

@@ -13,7 +13,7 @@ from clipkit.config.schema import ModelConfig, PreprocessConfig, TowerConfig
 from clipkit.errors import ConfigError
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.initialise import initialise
-from clipkit.models.pretrained import load_backbone
+from clipkit.models.pretrained import bias_of, load_backbone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +36,8 @@ def build_model(
         tokenizer: whose ids the text tower takes.
         init_temperature: of the softmax, of a new model; another keeps its own.
         seed: the new weights are a function of it, whatever random numbers were drawn before.
-        init_bias: of the logits, for a loss that has one; see ``DualEncoder``.
+        init_bias: of the logits, for a loss that has one; see ``DualEncoder``. A model that has
+            one keeps its own.
 
     Raises:
         ConfigError: sizes that do not fit together, or a tokenizer that does not fit.
@@ -47,6 +48,9 @@ def build_model(
         backbone = load_backbone(config.pretrained)
         _check_fit(backbone, config.pretrained, preprocess, tokenizer)
         _set_end_token(backbone, end)
+        if init_bias is not None:
+            own = bias_of(backbone, config.pretrained)
+            init_bias = init_bias if own is None else own
     else:
         clip_config = _clip_config(config, preprocess, tokenizer, end, init_temperature)
         with torch.random.fork_rng(devices=[]):

@@ -49,7 +49,7 @@ def save_checkpoint(
         write: called with the checkpoint's new folder, to fill it. With ``ranks``, a rank other
             than the first writes into :func:`.rank_folder` alone, and each returns its
             :func:`.index_of`.
-        keep: how many of the newest checkpoints stay.
+        keep: how many of the newest checkpoints up to this one stay.
         ranks: that write parts of it, all of which call this; none: one process writes it.
 
     Raises:
@@ -124,7 +124,8 @@ def _save(
         failpoint(f"save-{step}-renamed")
         write_text(folder / "latest", final.name + "\n")
         failpoint(f"save-{step}-latest")
-        for old in checkpoints_in(folder)[keep:]:
+        # A newer one is damaged, or this run would have gone on from it; it counts for nothing.
+        for old in [each for each in checkpoints_in(folder) if _step_of(each) <= step][keep:]:
             shutil.rmtree(old)
 
     if _all_do(ranks, begin if first else lambda: None) is None:
@@ -208,7 +209,11 @@ def _fault(checkpoint: Path, name: str, facts: dict[str, Any]) -> str | None:
 def checkpoints_in(folder: Path) -> list[Path]:
     """Finished ones, the newest first."""
     found = [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdecimal()]
-    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name[5:])
 
 
 def read_json(path: Path) -> Any:

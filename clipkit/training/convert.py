@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from clipkit.atomic import put_in_place
+from clipkit.atomic import put_in_place, write_json
 from clipkit.errors import CheckpointError
-from clipkit.training.checkpoint import find_checkpoint, find_damage
+from clipkit.training.checkpoint import find_checkpoint, find_damage, read_json
 from clipkit.training.parts import SavedTensors, has_tensors, save_tensors
 
 
@@ -51,11 +51,21 @@ def convert(source: Path, out: Path) -> tuple[Path, list[str]]:
         weights = "model.safetensors"
         shutil.copytree(checkpoint / "model", aside, ignore=shutil.ignore_patterns(weights))
         save_tensors(aside / weights, _weights(checkpoint))
+        if has_tensors(checkpoint, "ema"):
+            _set_bias(aside / "config.json", SavedTensors(checkpoint, "ema"))
         put_in_place(aside, out)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return checkpoint, damaged
+
+
+def _set_bias(path: Path, average: SavedTensors) -> None:
+    """The average of the bias of the logits, which stands in the model's config."""
+    if "logit_bias" in average.names():
+        config = read_json(path)
+        config["logit_bias"] = float(average.read("logit_bias"))
+        write_json(path, config)
 
 
 def _weights(checkpoint: Path) -> dict[str, Tensor]:

@@ -44,5 +44,6 @@ def lock_run(folder: Path) -> Claim:
         return Claim(folder / "lock.json")
     except Taken as owner:
         raise RunRefused(
-            f"{folder}: {owner} trains in this folder; wait for it, end it, or set another output"
+            f"{folder}: {owner} trains in this folder; wait for it, end it, or set another output. "
+            "If this is a copy of that run's folder, remove the lock.json that was copied with it"
         ) from None

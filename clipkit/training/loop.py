@@ -35,6 +35,7 @@ from clipkit.training.ema import WeightAverage
 from clipkit.training.evaluating import Evaluation, results_places, stopped_by
 from clipkit.training.failpoint import failpoint
 from clipkit.training.faults import dump_samples, main_first, raise_first, rank_lost
+from clipkit.training.goes_on import check_goes_on
 from clipkit.training.held import Held, lock_run
 from clipkit.training.meter import Meter
 from clipkit.training.optim import build_optimizer, set_learning_rate
@@ -91,6 +92,10 @@ def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
         if held.owns(folder):
             write_status(folder, "interrupted", 130)
         raise
+    except Exception as error:
+        if held.owns(folder):
+            write_status(folder, "failed", 1, message=f"{type(error).__name__}: {error}")
+        raise
     finally:
         held.release()
 
@@ -115,21 +120,14 @@ def _train(
     if places:
         main_first(accelerator, lambda: check_places(*places))
     tokenizer, model, stages = begun.build(folder)
-    if accelerator.is_main_process:
-        # Not before: a mistake that the tokenizer or the model finds may be put right.
-        write_text(folder / "config.yaml", dump_config(config))
     together = Ranks()
     state = restore(folder, together)
-    source_key = "data.mix" if config.data.mix else "data.train"
-    if state.data not in (None, reader.fingerprint) and source_key not in allow_change:
-        raise RunRefused(
-            f"{reader.source.path}: these are not the samples that {folder} was started with "
-            "(files, sizes, counts or filters differ), so the order of samples cannot go on. "
-            "Restore them, set another output to start anew, or go on with --allow-change "
-            f"{source_key}"
-        )
     start = state.step
-    if start >= steps and (folder / "model").is_dir():
+    main_first(
+        accelerator,
+        lambda: check_goes_on(config, folder, state, reader, tokenizer, steps, allow_change),
+    )
+    if start == steps and (folder / "model").is_dir():
         if accelerator.is_main_process:
             write_status(folder, "done", 0, step=start, total_steps=steps)
             print(f"{folder}: all {steps} steps are done; the model is in {folder / 'model'}")
@@ -142,6 +140,9 @@ def _train(
     average = None if config.train.ema is None else WeightAverage(model, config.train.ema)
     if average is not None:
         state.load_average(average)
+    if accelerator.is_main_process:
+        # Not before: a mistake that is found on the way here may be put right.
+        write_text(folder / "config.yaml", dump_config(config))
     wrapped_optimizer = accelerator.prepare_optimizer(optimizer)
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
@@ -253,27 +254,34 @@ def _train(
     meter = Meter(model, ceiling, together)
     for step in range(start, steps):
         fault = saver.fault
+        disk = fault is not None
         batch: list[Batch] = []
+        counted = counts.copy()  # with this batch, of which what is saved before it knows nothing
         try:
             batch = batches.take()
             for part in batch:
-                count_skipped(part, counts, config)
+                count_skipped(part, counted, config)
         except ClipkitError as error:  # all ranks end together, below
             fault = error
         meter.data_ready()
         failpoint(f"step-{step}")
-        faulty, stopped, due, invalid = together.most(
+        faulty, unsaved, stopped, due, invalid = together.most(
             fault is not None,
+            disk,
             stop.signal,
             rank == 0 and saver.minutes() >= (config.train.save_minutes or math.inf),
             any(not bool(part.valid.all()) for part in batch),
         )
         if faulty:
+            if not unsaved and step > saver.step and not nonfinite:
+                save(step)  # it is the data's fault, and no step is lost for it
+                saver.wait()
             raise_first(fault)
         if stopped:
             leave(step, stopped)
         if due and step > saver.step and not nonfinite:
             save(step)
+        counts = counted
 
         lr = learning_rate(step, steps, config.optim)
         set_learning_rate(optimizer, lr)

@@ -107,6 +107,12 @@ class MuonAdamW(torch.optim.Optimizer):
         self._first = len(muon.param_groups)
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
 
+    @property
+    def matrices(self) -> set[nn.Parameter]:
+        """What Muon updates."""
+        groups = self.param_groups[: self._first]
+        return {matrix for group in groups for matrix in group["params"]}
+
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         assert closure is None
         groups = (self.param_groups[: self._first], self.param_groups[self._first :])

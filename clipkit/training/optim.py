@@ -63,6 +63,18 @@ def build_optimizer(
     return MuonAdamW(matrices, rest)
 
 
+def moments(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, set[str]]:
+    """What an optimizer that ``build_optimizer`` made keeps of each parameter that it updates."""
+    matrices = optimizer.matrices if isinstance(optimizer, MuonAdamW) else set()
+    return {
+        parameter: {"momentum_buffer"}
+        if parameter in matrices
+        else {"step", "exp_avg", "exp_avg_sq"}
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """``lr`` times each group's own ``lr_scale``."""
     for group in optimizer.param_groups:

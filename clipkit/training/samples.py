@@ -83,8 +83,9 @@ def count_skipped(batch: Batch, counts: Counter[str], config: Config) -> None:
             f"than data.max_loss_share={config.data.max_loss_share} allows. Copy the file anew, "
             "or raise that share"
         )
-    # Below 200 samples a share says little.
-    if skipped > config.data.max_skip_share * max(seen, 200) or skipped == seen:
+    # Below 200 samples a share says little; but nothing of 20 is no accident.
+    none = skipped == seen >= 20 and config.data.max_skip_share < 1
+    if none or skipped > config.data.max_skip_share * max(seen, 200):
         first = batch.skipped[0]
         told = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
         raise DataError(

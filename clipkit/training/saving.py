@@ -30,6 +30,7 @@ from clipkit.training.distributed import Ranks, whole_tensor
 from clipkit.training.ema import WeightAverage
 from clipkit.training.failpoint import failpoint
 from clipkit.training.faults import raise_first
+from clipkit.training.optim import moments
 from clipkit.training.parts import (
     Part,
     SavedTensors,
@@ -110,7 +111,8 @@ class Saver:
             "versions": versions(),
         }
         sets = {name: self._copied(name, tensors) for name, tensors in self._tensors().items()}
-        if self._main and not self._frame:
+        # A bias of the logits stands among these files, and changes.
+        if self._main and (not self._frame or self.model.logit_bias is not None):
             self._frame = self._model_files()
         failpoint(f"save-{step}-copied")
 
@@ -201,7 +203,7 @@ class Saver:
         return self._memory[name].copy_(tensor)
 
     def _model_files(self) -> dict[str, bytes]:
-        """The files of the model's folder besides the weights: what does not change."""
+        """The files of the model's folder besides the weights."""
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "model"
             save_model(self.model, folder, self.preprocess, self.tokenizer, weights={})
@@ -298,15 +300,23 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: DualEncoder) -> d
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, model: DualEncoder, saved: SavedTensors
 ) -> None:
-    """Undoes :func:`optimizer_tensors`.
+    """Undoes :func:`optimizer_tensors`. Where the run was allowed to change, what is not trained
+    any more has no moments, and those of another optimizer begin anew.
 
     Raises:
         CheckpointError: the state is of another set of parameters.
     """
     parameters = dict(model.named_parameters())
+    keys: dict[str, set[str]] = {}
+    for full_name in saved.names():
+        name, key = full_name.split("::")
+        keys.setdefault(name, set()).add(key)
+    wanted = moments(optimizer)
     fused = {p for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
     for full_name in saved.names():
         name, key = full_name.split("::")
+        if name == "logit_bias" and model.logit_bias is None:
+            continue  # of another loss
         if name not in parameters:
             raise CheckpointError(
                 f"{saved.checkpoint}: {name} of its optimizer is no parameter of this model"
@@ -314,6 +324,8 @@ def load_optimizer_tensors(
         parameter = parameters[name]
         if key == "parameter":
             _fill(parameter, saved, full_name)
+        elif key not in wanted.get(parameter, ()) or not wanted[parameter] <= keys[name]:
+            continue
         elif key != "step" and saved.shape(full_name) == parameter.shape:
             value = torch.empty_like(parameter)
             _fill(value, saved, full_name)

@@ -91,6 +91,8 @@ def test_the_resolved_config_is_read_back_as_it_was(config_file: Path) -> None:
             "train.stages=[{image_size: big}]",
             "train.stages.0.image_size: expected int or null, got big",
         ),
+        ("loss.init_bias=-3", "loss.init_bias: -3.0 is for loss.kind=sigmoid"),
+        ("loss.init_temperature=0.005", "is a scale of 200, above loss.max_scale 100.0"),
         ("train.micro_batch=big", "train.micro_batch: expected int or null, got big"),
         ("eval.splits=[[1]]", "eval.splits: expected list[str] or null, got [[1]]"),
         ("train.stages=[half]", "train.stages.0: a mapping of keys is wanted, got 'half'"),

@@ -26,6 +26,19 @@ def test_the_newest_checkpoints_are_kept_and_found(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path) == (tmp_path / "step-100000000", [])
 
 
+def test_a_damaged_newer_one_pushes_no_good_one_out(tmp_path: Path) -> None:
+    for step in (10, 12):
+        save_checkpoint(tmp_path, step, _write(str(step)), keep=2)
+    (tmp_path / "step-000012" / "state.json").write_text("damaged")
+    save_checkpoint(tmp_path, 11, _write("eleven"), keep=1)
+    found, damaged = find_checkpoint(tmp_path)
+    assert found == tmp_path / "step-000011"
+    assert len(damaged) == 1
+    save_checkpoint(tmp_path, 12, _write("twelve"), keep=1)
+    assert find_checkpoint(tmp_path) == (tmp_path / "step-000012", [])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000012"]
+
+
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path / "checkpoints") == (None, [])
 
