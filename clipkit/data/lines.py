@@ -29,13 +29,16 @@ class LineReader:
 
     Raises:
         DataError: a file is missing, images are asked for, or there is no text.
+
+    Attributes:
+        paths: the files, in order.
     """
 
     def __init__(self, source: SourceConfig, paths: list[str], *, progress: bool) -> None:
         self.source = source
         self.damage: list[str] = []
         self.lost = 0
-        self._paths = paths
+        self.paths = paths
         if source.image != reader.NONE:
             raise DataError(
                 f"{paths[0]}: a text file, one text a line, has no images; set image of the source "
@@ -74,10 +77,10 @@ class LineReader:
 
     def locate(self, row: int) -> str:
         number, i = self._find(row)
-        return f"{self._paths[number]}, line {self._lines[number][i]}"
+        return f"{self.paths[number]}, line {self._lines[number][i]}"
 
     def place(self, row: int) -> tuple[str, int | None]:
-        return self._paths[self._find(row)[0]], None
+        return self.paths[self._find(row)[0]], None
 
     def captions(self) -> Iterator[str]:
         for number, size in enumerate(self.shard_sizes):
@@ -96,7 +99,7 @@ class LineReader:
 
     def _text(self, number: int, i: int) -> str:
         size = min(int(self._sizes[number][i]), reader.MAX_CAPTION_BYTES)
-        raw = files.read(self._paths[number], int(self._offsets[number][i]), size)
+        raw = files.read(self.paths[number], int(self._offsets[number][i]), size)
         return raw.decode("utf-8-sig", "replace")
 
 

@@ -41,6 +41,9 @@ class TableReader:
 
     Raises:
         DataError: a file is missing or broken, lacks the columns, or holds no usable row.
+
+    Attributes:
+        paths: the tables, in order.
     """
 
     def __init__(self, source: SourceConfig, paths: list[str], *, progress: bool) -> None:
@@ -48,7 +51,7 @@ class TableReader:
         self.damage: list[str] = []
         self.lost = 0
         self.shard_sizes: list[int] = []
-        self._paths = paths
+        self.paths = paths
         self._offsets: list[np.ndarray] = []
         self._sizes: list[np.ndarray] = []
         self._formats: list[_Format] = []
@@ -92,7 +95,7 @@ class TableReader:
             key=key,
             image=None if image is None else read_image(self._roots[number], image),
             caption=captions[0] if captions else None,
-            origin=f"{self._paths[number]}, {key}",
+            origin=f"{self.paths[number]}, {key}",
             metadata={
                 k: v for k, v in record.items() if k != self._image and k not in self._captions
             },
@@ -102,12 +105,12 @@ class TableReader:
     def locate(self, row: int) -> str:
         number, record = self._record(row)
         image = reader.field_of(record, self._image) if self._image else None
-        return f"{self._paths[number]}, {image if image is not None else f'row {row}'}"
+        return f"{self.paths[number]}, {image if image is not None else f'row {row}'}"
 
     def place(self, row: int) -> tuple[str, int | None]:
         number, record = self._record(row)
         image = reader.field_of(record, self._image) if self._image else None
-        table = self._paths[number]
+        table = self.paths[number]
         return (table if image is None else files.join(self._roots[number], str(image))), None
 
     def captions(self) -> Iterator[str]:
@@ -139,7 +142,7 @@ class TableReader:
             raise IndexError(row)
         number = int(np.searchsorted(self._ends, row, side="right"))
         i = row - int(self._ends[number]) + self.shard_sizes[number]
-        path, size = self._paths[number], int(self._sizes[number][i])
+        path, size = self.paths[number], int(self._sizes[number][i])
         raw = files.read(path, int(self._offsets[number][i]), size)
         try:
             return number, self._formats[number].parse(raw)

@@ -36,7 +36,9 @@ def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=count, metavar="N", help="processes that read images")
     parser.add_argument(
-        "--overwrite", action="store_true", help="remove a store that is there first"
+        "--overwrite",
+        action="store_true",
+        help="replace a store that is there, once it is known that the new one can be made",
     )
     parser.set_defaults(run=run_embed)
 
@@ -49,8 +51,15 @@ def run_embed(args: argparse.Namespace) -> int:
     with quick_imports():
         from clipkit.config.schema import SourceConfig
         from clipkit.display.console import plain_warnings, remark, remark_cut
+        from clipkit.errors import ConfigError
         from clipkit.retrieval.embed import embed
 
+    for only, name, field in (
+        ("images", "--caption", args.caption),
+        ("texts", "--image", args.image),
+    ):
+        if args.only == only and field not in (None, "none"):
+            raise ConfigError(f"{name} {field}: is not used with --only {only}; leave one of them")
     was_there = not args.overwrite and (Path(args.out).expanduser() / "manifest.json").exists()
     with plain_warnings():
         store = embed(
@@ -78,6 +87,11 @@ def run_embed(args: argparse.Namespace) -> int:
     for name, number in manifest["unfit"].items():
         remark(f"column {name}: {number:,} values are no {manifest['columns'][name]}, and null")
     remark_cut(manifest["num_truncated"], len(store), manifest["context_length"])
+    if replaced := manifest.get("num_replaced"):
+        remark(
+            f"{args.source}: {replaced:,} captions hold � in place of bytes that are not UTF-8; "
+            "save them as UTF-8"
+        )
     if args.caption is None and args.only is None and not store.text_embeds:
         remark(f"{args.source}: no captions are there, so the store is of images only")
     kinds = " and ".join(

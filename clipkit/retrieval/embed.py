@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -30,15 +30,20 @@ from clipkit.inputs import MAX_IMAGE_PIXELS
 from clipkit.interrupt import Stop, stop_signals
 from clipkit.launcher import launched_device, launched_share
 from clipkit.retrieval.columns import find_columns
-from clipkit.retrieval.parts import MANIFEST, Parts, someone_at_work
+from clipkit.retrieval.parts import MANIFEST, POLL, Parts, remove_store, someone_at_work
 from clipkit.retrieval.plan import PLAN, Plan, choose_part_rows, read_plan, refuse_difference
-from clipkit.retrieval.precision import DTYPES, Precision, choose_precision
-from clipkit.retrieval.sources import open_wanted
+from clipkit.retrieval.precision import (
+    DTYPES,
+    Precision,
+    choose_precision,
+    refuse_non_finite,
+)
+from clipkit.retrieval.sources import open_wanted, refuse_source_inside, texts_sha256
 from clipkit.retrieval.store import EmbeddingStore, encoder_hashes
 from clipkit.retrieval.writer import PartWriter, plain_errors, write_manifest
 
 BATCH_SIZE = 256
-_POLL = 0.5  # seconds between two looks at what others have done
+_TRIED = 16  # samples at a time, in search of one that can be used
 _AGAIN = "run the same command again, and it goes on with the parts that are missing"
 
 
@@ -84,13 +89,14 @@ def embed(
         workers: processes that read and decode; None: as many as suit. Captions alone need none
             on a CPU: they are tokenized in less time than a process takes to start.
         max_image_pixels: larger images are skipped.
-        overwrite: whether a store that is there may be removed first.
+        overwrite: whether a store that is there is removed first, once it is known that the new one
+            can be made: its files and indexes, and nothing else that lies in the folder.
         progress: whether to show a progress bar.
 
     Raises:
         DataError: nothing is there, or nothing can be used.
-        CheckpointError: the model cannot be loaded, ``out`` may not be written, or a store there
-            was begun otherwise.
+        CheckpointError: the model cannot be loaded or gives vectors that are not finite, ``out``
+            may not be written, or a store there was begun otherwise.
         ConfigError: the options do not go together.
         Preempted: a signal asked this process to stop.
     """
@@ -103,14 +109,18 @@ def embed(
         )
     folder = Path(os.path.realpath(Path(out).expanduser()))
     _refuse_foreign(folder, overwrite)
-    encoder = model if isinstance(model, Encoder) else load(model, device=launched_device())
     source = SourceConfig(path=source) if isinstance(source, str) else source
+    replace = overwrite and files.is_store(str(folder))
+    if replace:
+        refuse_source_inside(source, folder)
+    encoder = model if isinstance(model, Encoder) else load(model, device=launched_device())
     show = progress and rank == 0
     reader = open_wanted(source, images=images, texts=texts, progress=show)
     images, texts = images and reader.source.image != NONE, texts and reader.source.caption != NONE
     wanted: dict[str, Any] = {
         **encoder_hashes(encoder),
         "source_fingerprint": reader.fingerprint,
+        "source_texts_sha256": texts_sha256(reader),
         "rows": len(reader),
         "source.image": reader.source.image,
         "source.caption": reader.source.caption,
@@ -121,13 +131,17 @@ def embed(
         "dtype": dtype,
         "precision": None if precision == "auto" else precision,
     }
-    with plain_errors(folder):
-        if overwrite:
-            _remove(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-    plan = read_plan(folder)
+    made = not folder.exists()
+    plan = None if replace else read_plan(folder)
     if plan is None:
         plan = _plan(encoder, reader, wanted, precision, columns, part_rows)
+        if replace:
+            _try_plan(plan, encoder, reader)
+            _refuse_workers(folder)
+        with plain_errors(folder):
+            if replace:
+                remove_store(folder)
+            folder.mkdir(parents=True, exist_ok=True)
         if not create_json(folder / PLAN, plan.as_json()):
             plan = read_plan(folder)
             assert plan is not None
@@ -146,7 +160,7 @@ def embed(
         try:
             with plain_errors(folder), stop_signals() as stop:
                 _Work(folder, plan, parts, encoder, reader, workers, show, stop).run()
-            _finish(folder, plan, parts, encoder, alone=world_size == 1)
+            _finish(folder, plan, parts, encoder, alone=world_size == 1, made=made)
         except (CheckpointError, OSError):
             # Whoever finished the store removed what was written aside, ours with it.
             if not parts.is_finished():
@@ -181,6 +195,10 @@ class _Work:
             Preempted: a signal asked to stop.
         """
         parts = self._parts
+        for number, damaged in parts.verify():
+            if damaged:
+                remark(f"{self._folder}: part {number} was damaged, and is made again")
+            self._end_if_asked()
         with progress_bar("embed", self._plan.rows, "sample", show=self._show) as bar:
             parts.look()
             while not (parts.complete or parts.is_finished()):
@@ -188,7 +206,7 @@ class _Work:
                 first = next(free, None)
                 if first is None:
                     self._end_if_asked()
-                    time.sleep(_POLL)
+                    time.sleep(POLL)
                 else:
                     self._make(chain([first], free), bar)
                 parts.look()
@@ -212,9 +230,11 @@ class _Work:
         writer: PartWriter | None = None
         try:
             with self._encoder.computing(DTYPES[plan.precision]):
-                for batch, image_embeds, text_embeds in self._encoder.encode_batches(
+                for encoded in self._encoder.encode_batches(
                     loader, images=plan.images, texts=plan.texts
                 ):
+                    refuse_non_finite(self._encoder, encoded)
+                    batch, image_embeds, text_embeds = encoded
                     number = batch.step * plan.batch_size // plan.part_rows
                     writer = writer or PartWriter(self._folder, plan, number)
                     valid = np.flatnonzero(batch.valid.numpy()).tolist()
@@ -227,6 +247,7 @@ class _Work:
                         text_embeds=text_embeds,
                         skipped=batch.skipped,
                         truncated=batch.truncated,
+                        replaced=batch.replaced,
                     )
                     bar.update(len(batch.keys))
                     if batch.step == plan.batches(number)[-1]:
@@ -247,7 +268,23 @@ class _Work:
             )
 
 
-def _finish(folder: Path, plan: Plan, parts: Parts, encoder: Encoder, *, alone: bool) -> None:
+def _finish(
+    folder: Path, plan: Plan, parts: Parts, encoder: Encoder, *, alone: bool, made: bool
+) -> None:
+    """Writes the manifest of a store that has a row; of another nothing stays.
+
+    Args:
+        folder: of the store.
+        plan: of the store.
+        parts: all done.
+        encoder: the model.
+        alone: whether no other rank may still look at the parts.
+        made: whether this run made the folder itself.
+
+    Raises:
+        CheckpointError: the model has changed, or the manifest cannot be written.
+        DataError: no sample can be used.
+    """
     if parts.is_finished():
         return
     hashes = {"weights_sha256": plan.weights_sha256, "preprocess_sha256": plan.preprocess_sha256}
@@ -260,11 +297,48 @@ def _finish(folder: Path, plan: Plan, parts: Parts, encoder: Encoder, *, alone: 
     if not any(record["rows"] for record in records.values()):
         first = next((record["example"] for _, record in sorted(records.items())), None)
         if alone:
-            shutil.rmtree(folder, ignore_errors=True)  # nothing is lost, and it can be made anew
-        raise DataError(
-            f"{plan.source['path']}: none of {plan.rows} samples can be used (the first: {first})"
-        )
+            with plain_errors(folder):
+                remove_store(folder)
+            with suppress(OSError):  # something else may be in it
+                if made:
+                    folder.rmdir()
+        raise _nothing_usable(plan, first)
     write_manifest(folder, plan, records)
+
+
+def _nothing_usable(plan: Plan, first: str | None) -> DataError:
+    path = plan.source["path"]
+    return DataError(f"{path}: none of {plan.rows} samples can be used (the first: {first})")
+
+
+def _try_plan(plan: Plan, encoder: Encoder, reader: Reader) -> None:
+    """Embeds the first samples that can be used, before an old store is removed for a new one.
+
+    Raises:
+        DataError: there are none.
+        CheckpointError: their embeddings are not finite.
+    """
+    loader = build_eval_loader(
+        reader,
+        encoder.preprocess,
+        encoder.tokenizer,
+        batch_size=_TRIED,
+        max_image_pixels=plan.max_image_pixels,
+        images=plan.images,
+        texts=plan.texts,
+    )
+    first: str | None = None
+    try:
+        for batch in loader:
+            if bool(batch.valid.any()):
+                with encoder.computing(DTYPES[plan.precision]):
+                    encoded = encoder.encode_batches([batch], images=plan.images, texts=plan.texts)
+                    refuse_non_finite(encoder, next(encoded))
+                return
+            first = first or next((f"{skip.origin}: {skip.reason}" for skip in batch.skipped), None)
+    finally:
+        loader.close()
+    raise _nothing_usable(plan, first)
 
 
 def _plan(
@@ -299,6 +373,7 @@ def _plan(
         context_length=encoder.preprocess.context_length,
         source=dataclasses.asdict(dataclasses.replace(reader.source, path=path)),
         source_fingerprint=reader.fingerprint,
+        source_texts_sha256=wanted["source_texts_sha256"],
         rows=len(reader),
         images=wanted["images"],
         texts=wanted["texts"],
@@ -331,17 +406,13 @@ def _refuse_foreign(folder: Path, overwrite: bool) -> None:
     if not folder.exists():
         return
     if folder.is_dir() and all(name.startswith(".") for name in os.listdir(folder)):
-        return  # what was written aside by one who died, at most
+        return
     if not files.is_store(str(folder)):
         raise CheckpointError(
             f"{folder}: it is there and is no store of embeddings; name another folder"
         )
     if overwrite:
-        owner = someone_at_work(folder)
-        if owner is not None:
-            raise CheckpointError(
-                f"{folder}: {owner} embeds into this folder; wait for it, or end it"
-            )
+        _refuse_workers(folder)
     elif read_plan(folder) is None:
         raise CheckpointError(
             f"{folder}: this store was made by another clipkit; give --overwrite to replace it, or "
@@ -349,12 +420,15 @@ def _refuse_foreign(folder: Path, overwrite: bool) -> None:
         )
 
 
-def _remove(folder: Path) -> None:
-    """Renamed before, so that no half of a store is seen under its name."""
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        folder.rename(old)
-        shutil.rmtree(old, ignore_errors=True)
+def _refuse_workers(folder: Path) -> None:
+    """Refuses to remove a store that is being made.
+
+    Raises:
+        CheckpointError: names a process that makes a part of it.
+    """
+    owner = someone_at_work(folder)
+    if owner is not None:
+        raise CheckpointError(f"{folder}: {owner} embeds into this folder; wait for it, or end it")
 
 
 def _advance(bar: tqdm[Any], to: int) -> None:

@@ -139,7 +139,7 @@ def _batches(
                     begin += len(items)
         except (OSError, pa.ArrowException) as error:
             raise CheckpointError(
-                f"{path}: cannot be read; embed again into another folder"
+                f"{path}: cannot be read; embed again with --overwrite"
             ) from error
 
 

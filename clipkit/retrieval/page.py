@@ -11,6 +11,7 @@ from clipkit.display.page import Answer, Gallery, Query, gallery, page, thumbnai
 from clipkit.errors import ClipkitError
 from clipkit.inputs import open_image
 from clipkit.retrieval.result import Hit, SearchResult
+from clipkit.retrieval.sources import texts_sha256
 from clipkit.retrieval.store import EmbeddingStore
 
 
@@ -77,12 +78,17 @@ def notebook_gallery(result: SearchResult) -> str:
 
 
 def reader_of(store: EmbeddingStore) -> tuple[Reader | None, str | None]:
-    """The source a store was made from, if it is still there and as it was."""
+    """The source a store was made from, if it is still there and as it was: by the names, sizes and
+    numbers of its files, and by the content of tables and captions; docs/store.md has all of it."""
+    texts = store.manifest.get("source_texts_sha256")
     try:
         reader = open_source(store.source, progress=False)
+        same = reader.fingerprint == store.manifest.get("source_fingerprint") and (
+            texts is None or texts == texts_sha256(reader)
+        )
     except ClipkitError as error:
         return None, f"no pictures can be shown: {error}"
-    if reader.fingerprint != store.manifest.get("source_fingerprint"):
+    if not same:
         return None, (
             f"no pictures can be shown: {store.source.path} has changed since it was embedded; "
             "embed it again"

@@ -1,7 +1,8 @@
 """The parts of a store that is being made: which are done, and which process makes which.
 
-A part is done when its record is there and its files have the sizes that the record says. That
-alone counts: a claim, the file that says who makes a part, only saves work from being done twice.
+A part is done when its record is there and its files have the sizes that the record says; one that
+was done before this process began must have the hashes, too. That alone counts: a claim, the file
+that says who makes a part, only saves work from being done twice.
 """
 
 from __future__ import annotations
@@ -9,14 +10,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clipkit.digest import sha256
 from clipkit.lock import Claim, Held, owner_of
-from clipkit.retrieval.plan import Plan
+from clipkit.retrieval.plan import PLAN, Plan
 
 MANIFEST = "manifest.json"
+POLL = 0.5  # seconds between two looks at what others have done
+_RECORD = {"rows", "skipped", "example", "truncated", "replaced", "unfit", "files"}
+# The names of what is written into a store's folder, and of nothing else there.
+_RECORDS = r"part-\d{5,}\.json|claim-\d{5,}"
+_FILES = r"items-\d{5,}\.parquet|(image|text)_embeds-\d{5,}\.npy"
+_INDEX = (
+    r"(image|text)-(exact-(codes|rows|centre)\.npy|approximate\.faiss|(exact|approximate)\.json)"
+)
 
 
 class Parts:
@@ -47,6 +59,35 @@ class Parts:
     def rows_done(self) -> int:
         """Source rows of the parts that are done."""
         return sum(map(self._plan.rows_of, self.records))
+
+    def verify(self) -> Iterator[tuple[int, bool]]:
+        """Hashes the parts that were done before, and gives up the damaged ones.
+
+        Yields:
+            The number of each part that was done, and whether its record had to be removed.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        for number in self._order:
+            damaged = False
+            while (record := read_record(self._folder, number)) is not None:
+                if _has_hashes(self._folder, record):
+                    self.records[number] = record
+                    break
+                try:
+                    claim = Claim(self._folder / f"claim-{number:05d}")
+                except Held:  # by one who found the same, or makes it again
+                    time.sleep(POLL)
+                    continue
+                # Looked at after the claim: it may have just been made again.
+                again = read_record(self._folder, number)
+                if again is not None and not _has_hashes(self._folder, again):
+                    record_path(self._folder, number).unlink(missing_ok=True)
+                    damaged = True
+                claim.release()
+            if damaged or number in self.records:
+                yield number, damaged
 
     def look(self) -> None:
         """Notes the parts that have been done since, by whomever."""
@@ -105,10 +146,12 @@ def read_record(folder: Path, number: int) -> dict[str, Any] | None:
     """What is known of a part; None where it is not done."""
     try:
         record = json.loads(record_path(folder, number).read_text(encoding="utf-8"))
+        if not record.keys() >= _RECORD:
+            return None
         for name, facts in record["files"].items():
             if os.path.basename(name) != name:
                 return None
-            if (folder / name).stat().st_size != facts["bytes"]:
+            if (folder / name).stat().st_size != facts["bytes"] or "sha256" not in facts:
                 return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -126,7 +169,48 @@ def someone_at_work(folder: Path) -> str | None:
 
 def remove_leftovers(folder: Path) -> None:
     """Of a finished store: records, claims, and what was written aside by those who died."""
-    for pattern in ("part-*.json", "claim-*", ".*.tmp", ".*.dead"):
-        for path in folder.glob(pattern):
-            with contextlib.suppress(OSError):
-                path.unlink()
+    for path in _named(folder, _RECORDS):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    for path in _aside(folder):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def remove_store(folder: Path) -> None:
+    """Removes all that belongs to a store and to its indexes; what else is in the folder stays.
+
+    The manifest goes first, so that no half of a store counts as a whole one, and the plan last,
+    so that what a kill leaves here still counts as a store.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    (folder / MANIFEST).unlink(missing_ok=True)
+    index = folder / "index"
+    for path in [*_named(index, _INDEX), *_aside(index)]:
+        path.unlink()
+    with contextlib.suppress(OSError):  # something else is in it, or it is not there
+        index.rmdir()
+    for path in [*_named(folder, _RECORDS), *_named(folder, _FILES), *_aside(folder)]:
+        path.unlink(missing_ok=True)
+    (folder / PLAN).unlink(missing_ok=True)
+
+
+def _named(folder: Path, names: str) -> list[Path]:
+    return [path for path in folder.glob("*") if re.fullmatch(names, path.name)]
+
+
+def _aside(folder: Path) -> list[Path]:
+    """What is being written into a store or an index, or was by those who died."""
+    names = rf"manifest\.json|plan\.json|{_RECORDS}|{_FILES}|{_INDEX}"
+    return _named(folder, rf"\.({names})\..*\.(tmp|dead)")
+
+
+def _has_hashes(folder: Path, record: dict[str, Any]) -> bool:
+    try:
+        return all(
+            sha256(folder / name) == facts["sha256"] for name, facts in record["files"].items()
+        )
+    except OSError:
+        return False

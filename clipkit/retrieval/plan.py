@@ -26,6 +26,7 @@ class Plan:
         rows: of the source.
         part_rows: source rows a part; a multiple of ``batch_size``.
         columns: fields of the source's samples, and the Arrow types of their columns.
+        source_texts_sha256: see ``sources.texts_sha256``; None in older plans, too.
         cosines: the least cosine between bf16 and float32 that was measured, of images and texts.
     """
 
@@ -44,6 +45,7 @@ class Plan:
     batch_size: int
     dtype: str
     precision: str
+    source_texts_sha256: str | None = None
     cosines: dict[str, float] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
@@ -86,7 +88,7 @@ def read_plan(folder: Path) -> Plan | None:
     path = folder / PLAN
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
@@ -149,6 +151,8 @@ def refuse_difference(folder: Path, plan: Plan, wanted: dict[str, Any]) -> None:
         CheckpointError: names what differs, with both values.
     """
     theirs = plan.as_json()
+    if plan.source_texts_sha256 is None:
+        wanted = {**wanted, "source_texts_sha256": None}
     differing = []
     for name, ours in wanted.items():
         outer, _, inner = name.partition(".")
@@ -158,7 +162,7 @@ def refuse_difference(folder: Path, plan: Plan, wanted: dict[str, Any]) -> None:
         differing.append(f"{name} was {_short(there)} and is {_short(ours)}")
     if not differing:
         return
-    if any(line.startswith("source_fingerprint") for line in differing):
+    if any(line.startswith(("source_fingerprint", "source_texts")) for line in differing):
         differing.insert(0, "the source has changed since, or is another one")
     raise CheckpointError(
         f"{folder}: this store was begun otherwise ({'; '.join(differing)}); run the command that "

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from clipkit.data import Reader, build_eval_loader
-from clipkit.encoder import Encoder
+from clipkit.encoder import EncodedBatch, Encoder
+from clipkit.errors import CheckpointError
 
 Precision = Literal["auto", "fp32", "bf16"]
 LEAST_COSINE = 0.999
@@ -38,6 +39,9 @@ def choose_precision(
         images: whether images are embedded.
         texts: whether captions are.
         max_image_pixels: larger images are skipped.
+
+    Raises:
+        CheckpointError: the embeddings are not finite.
     """
     if asked == "fp32" or (asked == "auto" and not is_bf16_fast(encoder.device)):
         return "fp32", {}
@@ -59,6 +63,7 @@ def choose_precision(
         for name, dtype in DTYPES.items():
             with encoder.computing(dtype):
                 found[name] = next(encoder.encode_batches([batch], images=images, texts=texts))
+            refuse_non_finite(encoder, found[name])
         for what in ("image", "text"):
             whole, rounded = (getattr(found[name], f"{what}_embeds") for name in ("fp32", "bf16"))
             if whole is not None:
@@ -67,6 +72,24 @@ def choose_precision(
     loader.close()
     good = bool(cosines) and min(cosines.values()) >= LEAST_COSINE
     return ("bf16" if asked == "bf16" or good else "fp32"), cosines
+
+
+def refuse_non_finite(encoder: Encoder, encoded: EncodedBatch) -> None:
+    """Refuses what cannot be compared with anything.
+
+    Raises:
+        CheckpointError: an embedding holds NaN or Inf; names the model and the sample.
+    """
+    for what in ("image", "text"):
+        embeds = getattr(encoded, f"{what}_embeds")
+        if embeds is None or np.isfinite(embeds).all():
+            continue
+        row = int(np.flatnonzero(~np.isfinite(embeds).all(axis=1))[0])
+        key = encoded.batch.keys[int(np.flatnonzero(encoded.batch.valid.numpy())[row])]
+        raise CheckpointError(
+            f"{encoder.name}: its {what} embeddings are not finite (the first: of sample {key}); "
+            "the model's weights are broken, so take another checkpoint of it"
+        )
 
 
 def is_bf16_fast(device: torch.device) -> bool:

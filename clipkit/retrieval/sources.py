@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from pathlib import Path
 
 from clipkit.config.schema import SourceConfig
 from clipkit.data import Reader, files, open_source
 from clipkit.data.folder import FolderReader, extension
 from clipkit.data.lines import EXTENSION as LINES
+from clipkit.data.lines import LineReader
 from clipkit.data.reader import NONE
 from clipkit.data.table import EXTENSIONS as TABLE_EXTENSIONS
-from clipkit.errors import DataError
+from clipkit.data.table import TableReader
+from clipkit.digest import sha256
+from clipkit.errors import ConfigError, DataError
 
 
 def open_wanted(source: SourceConfig, *, images: bool, texts: bool, progress: bool) -> Reader:
@@ -25,6 +30,11 @@ def open_wanted(source: SourceConfig, *, images: bool, texts: bool, progress: bo
     Raises:
         DataError: nothing is there, or its captions cannot be read.
     """
+    if not texts and source.image is None and source.path and _has_only_texts(source.path):
+        raise DataError(
+            f"{source.path}: a text file, one text a line, has no images; embed its texts with "
+            "--only texts, or name a source of images"
+        )
     if not texts:
         source = dataclasses.replace(source, caption=NONE)
     if not images:
@@ -48,6 +58,48 @@ def open_wanted(source: SourceConfig, *, images: bool, texts: bool, progress: bo
             "--caption none."
         )
         raise DataError(f"{error} {hint}") from error
+
+
+def texts_sha256(reader: Reader) -> str | None:
+    """Of what ``fingerprint``, which is made of names, sizes and numbers, does not see: the content
+    of local text files and tables, and of captions that lie beside images in a folder. None of
+    other sources, where it would take reading all of them.
+
+    Raises:
+        DataError: a file is gone or cannot be read.
+    """
+    digest = hashlib.sha256()
+    if isinstance(reader, FolderReader) and not reader.access.remote:
+        for caption in reader.captions():
+            digest.update(f"{len(caption)} {caption}".encode("utf-8", "replace"))
+    elif isinstance(reader, LineReader | TableReader) and not any(map(files.is_url, reader.paths)):
+        for path in reader.paths:
+            try:
+                digest.update(sha256(Path(path)).encode())
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    else:
+        return None
+    return digest.hexdigest()
+
+
+def refuse_source_inside(source: SourceConfig, folder: Path) -> None:
+    """Refuses to read from a store that is about to be removed.
+
+    Args:
+        source: what is to be embedded.
+        folder: of the store, without links.
+
+    Raises:
+        ConfigError: a file or folder of the source lies in it.
+        DataError: nothing matches the source's path.
+    """
+    for path in files.expand(source.path):
+        if not files.is_url(path) and Path(path).resolve().is_relative_to(folder):
+            raise ConfigError(
+                f"--overwrite: {path} lies in {folder}, the store that is to be removed; move it "
+                "out of there, or name another folder for the store"
+            )
 
 
 def _has_only_images(reader: Reader) -> bool:

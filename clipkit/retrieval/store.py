@@ -147,16 +147,16 @@ class EmbeddingStore:
                     return file.read() if rows is None else _read_rows(file, rows)
         except (OSError, pa.ArrowException) as error:
             raise CheckpointError(
-                f"{path}: cannot be read; embed again into another folder"
+                f"{path}: cannot be read; embed again with --overwrite"
             ) from error
         if there != length:
             raise CheckpointError(
-                f"{path}: {there} rows, where the manifest says {length}; embed again into another "
-                "folder"
+                f"{path}: {there} rows, where the manifest says {length}; embed again with "
+                "--overwrite"
             )
         raise CheckpointError(
             f"{path}: its columns are {', '.join(schema.names)}, not "
-            f"{', '.join(self.schema.names)} as the manifest says; embed again into another folder"
+            f"{', '.join(self.schema.names)} as the manifest says; embed again with --overwrite"
         )
 
     def index(
@@ -224,12 +224,12 @@ class EmbeddingStore:
             if not path.is_file():
                 raise CheckpointError(
                     f"{path}: this part of the store is missing; copy the store again, or embed "
-                    "again into another folder"
+                    "again with --overwrite"
                 )
             if path.stat().st_size != facts["bytes"]:
                 raise CheckpointError(
                     f"{path}: {path.stat().st_size} bytes, where the manifest says "
-                    f"{facts['bytes']}; copy the store again, or embed again into another folder"
+                    f"{facts['bytes']}; copy the store again, or embed again with --overwrite"
                 )
             try:
                 damaged = small and sha256(path) != facts["sha256"]
@@ -238,7 +238,7 @@ class EmbeddingStore:
             if damaged:
                 raise CheckpointError(
                     f"{path}: damaged, it is not what the manifest's hash says; copy the store "
-                    "again, or embed again into another folder"
+                    "again, or embed again with --overwrite"
                 )
 
     def _parts(self, name: str) -> list[np.ndarray]:
@@ -250,12 +250,14 @@ class EmbeddingStore:
             try:
                 part = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
-                raise CheckpointError(f"{path}: not an array of numbers; embed again") from error
+                raise CheckpointError(
+                    f"{path}: not an array of numbers; embed again with --overwrite"
+                ) from error
             dtype = self.manifest["dtype"]
             if part.shape != (facts["rows"], self.dim) or part.dtype != np.dtype(dtype):
                 raise CheckpointError(
                     f"{path}: {part.dtype} {part.shape}, where the manifest says {dtype} "
-                    f"{(facts['rows'], self.dim)}; embed again into another folder"
+                    f"{(facts['rows'], self.dim)}; embed again with --overwrite"
                 )
             parts.append(part)
         if parts and sum(map(len, parts)) != len(self):
@@ -311,17 +313,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read; embed again") from error
+        raise CheckpointError(
+            f"{path}: cannot be read, it is damaged; embed again with --overwrite"
+        ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not the manifest of a store; make one with clipkit embed")
     if manifest.get("version") != VERSION:
         raise CheckpointError(
             f"{path}: version {manifest.get('version')} of the format, where this clipkit reads "
-            f"{VERSION}; embed again, or use the clipkit that wrote it ({manifest.get('clipkit')})"
+            f"{VERSION}; embed again with --overwrite, or use the clipkit that wrote it "
+            f"({manifest.get('clipkit')})"
         )
     for key, is_valid in _VALID.items():
         if not is_valid(manifest.get(key)):
-            raise CheckpointError(f"{path}: {key} is missing or broken; embed again")
+            raise CheckpointError(
+                f"{path}: {key} is missing or broken; embed again with --overwrite"
+            )
     return manifest
 
 

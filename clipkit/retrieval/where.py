@@ -92,7 +92,7 @@ def _tables(store: EmbeddingStore, columns: Sequence[str]) -> Iterator[pa.Table]
                 yield pq.read_table(file, columns=list(columns))
         except (OSError, pa.ArrowException) as error:
             raise CheckpointError(
-                f"{path}: cannot be read; embed again into another folder"
+                f"{path}: cannot be read; embed again with --overwrite"
             ) from error
 
 

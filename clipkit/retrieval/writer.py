@@ -46,7 +46,7 @@ class PartWriter:
         self._skipped: Counter[str] = Counter()
         self._example: str | None = None
         self._unfit: Counter[str] = Counter()
-        self._truncated = 0
+        self._truncated = self._replaced = 0
 
     def add(
         self,
@@ -58,6 +58,7 @@ class PartWriter:
         text_embeds: np.ndarray | None = None,
         skipped: Sequence[Skip] = (),
         truncated: int = 0,
+        replaced: int = 0,
     ) -> None:
         """Appends n items; what is None must be None each time.
 
@@ -69,6 +70,7 @@ class PartWriter:
             text_embeds: the same.
             skipped: samples that have no row.
             truncated: captions that were cut.
+            replaced: captions that hold U+FFFD, in place of bytes that are not UTF-8.
         """
         for name, embeds in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
             if embeds is not None:
@@ -76,7 +78,13 @@ class PartWriter:
                 self._embeds.setdefault(name, []).append(embeds.astype(self._plan.dtype))
         for key, row, item in zip(keys, source_rows, items, strict=True):
             own = (
-                *(_as_utf8(key), item.caption, _as_utf8(item.origin), row, _as_utf8(item.path)),
+                *(
+                    _as_utf8(key),
+                    item.caption,
+                    _as_utf8(item.origin),
+                    row,
+                    _as_utf8(_absolute(item.path)),
+                ),
                 *(item.offset, item.width, item.height),
             )
             for values, value in zip(self._values, own, strict=False):
@@ -90,6 +98,7 @@ class PartWriter:
             self._skipped[skip.reason] += 1
             self._example = self._example or f"{skip.origin}: {skip.reason}"
         self._truncated += truncated
+        self._replaced += replaced
 
     def finish(self) -> dict[str, Any]:
         """Writes the files, and then the record by which the part counts as done.
@@ -134,6 +143,7 @@ class PartWriter:
                 "skipped": dict(sorted(self._skipped.items())),
                 "example": self._example,
                 "truncated": self._truncated,
+                "replaced": self._replaced,
                 "unfit": {name: n for name, n in self._unfit.items() if n},
                 "files": {path.name: facts for _, path, facts in written},
             }
@@ -166,11 +176,13 @@ def write_manifest(folder: Path, plan: Plan, records: Mapping[int, dict[str, Any
         "cosines": plan.cosines,
         "source": plan.source,
         "source_fingerprint": plan.source_fingerprint,
+        "source_texts_sha256": plan.source_texts_sha256,
         "source_rows": plan.rows,
         "columns": plan.columns,
         "skipped": dict(sorted(skipped.items())),
         "unfit": dict(sorted(unfit.items())),
         "num_truncated": sum(record["truncated"] for record in records.values()),
+        "num_replaced": sum(record["replaced"] for record in records.values()),
         "context_length": plan.context_length,
         "parts": {
             name: facts
@@ -220,6 +232,11 @@ def _array_to(array: np.ndarray) -> Callable[[HashedFile], None]:
 
 def _table_to(table: pa.Table) -> Callable[[HashedFile], None]:
     return lambda file: pq.write_table(table, file, row_group_size=_ROW_GROUP)
+
+
+def _absolute(path: str) -> str:
+    """As seen from anywhere, where it is a local file."""
+    return os.path.abspath(path) if os.path.exists(path) else path
 
 
 def _as_utf8(text: str) -> str:

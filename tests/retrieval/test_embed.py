@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from command_line import ENVIRONMENT, ROOT, Run
 from PIL import Image
 from tiny_model import noise_image, noise_shard, png_bytes, save_tiny_model, write_shard
@@ -29,7 +30,9 @@ import clipkit as package
 from clipkit.cli import main
 from clipkit.encoder import Encoder
 from clipkit.errors import CheckpointError, ConfigError, DataError
+from clipkit.retrieval.codes import build_codes
 from clipkit.retrieval.embed import embed
+from clipkit.retrieval.page import reader_of
 from clipkit.retrieval.store import EmbeddingStore
 
 FULL = os.environ.get("CLIPKIT_MATRIX") == "full"
@@ -47,6 +50,25 @@ def run(encoder: Encoder, source: Path, out: Path, **options: Any) -> EmbeddingS
 
 def contents(store: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(store.iterdir())}
+
+
+def unfinish(store: Path) -> None:
+    """A store of parts of 4 rows as it was the moment before its manifest was written."""
+    manifest = json.loads((store / "manifest.json").read_text())
+    (store / "manifest.json").unlink()
+    for number in range(manifest["rows"] // 4):
+        names = [name for name in manifest["parts"] if f"-{number:05d}." in name]
+        record = {
+            "rows": 4, "skipped": {}, "example": None, "truncated": 0, "replaced": 0, "unfit": {},
+            "files": {name: manifest["parts"][name] for name in names},
+        }  # fmt: skip
+        (store / f"part-{number:05d}.json").write_text(json.dumps(record))
+
+
+def flip(path: Path) -> None:
+    """One bit, in the last byte."""
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
 class Ranks:
@@ -205,16 +227,8 @@ def test_a_part_that_was_cut_or_lost_is_made_again(
     out, whole = tmp_path / "store", tmp_path / "whole"
     run(tiny_encoder, shard, whole)
     run(tiny_encoder, shard, out)
-    manifest = json.loads((out / "manifest.json").read_text())
-    (out / "manifest.json").unlink()
-    for number in range(5):  # as it was before the last moment …
-        names = [name for name in manifest["parts"] if f"-{number:05d}." in name]
-        record = {
-            "rows": 4, "skipped": {}, "example": None, "truncated": 0, "unfit": {},
-            "files": {name: manifest["parts"][name] for name in names},
-        }  # fmt: skip
-        (out / f"part-{number:05d}.json").write_text(json.dumps(record))
-    (out / "text_embeds-00001.npy").write_bytes(b"cut")  # … and then something went wrong
+    unfinish(out)
+    (out / "text_embeds-00001.npy").write_bytes(b"cut")
     (out / "items-00002.parquet").unlink()
     (out / "part-00003.json").write_text("{")
     (out / "claim-00004").write_text('{"host": "elsewhere", "pid": 1, "born": "1"}')
@@ -223,6 +237,74 @@ def test_a_part_that_was_cut_or_lost_is_made_again(
         EmbeddingStore(out)
     run(tiny_encoder, shard, out)
     assert contents(out) == contents(whole)
+    unfinish(out)
+    (out / "part-00003.json").write_text('{"files": {}}')
+    with pytest.raises(CheckpointError, match="unfinished, 4 of 5 parts are done"):
+        EmbeddingStore(out)
+    run(tiny_encoder, shard, out)
+    assert contents(out) == contents(whole)
+
+
+def test_a_part_that_was_damaged_since_is_made_again_and_named(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, whole = tmp_path / "store", tmp_path / "whole"
+    run(tiny_encoder, shard, whole)
+    run(tiny_encoder, shard, out)
+    unfinish(out)
+    flip(out / "image_embeds-00001.npy")
+    (out / "part-00003.json").unlink()
+    run(tiny_encoder, shard, out)
+    assert contents(out) == contents(whole)
+    assert capsys.readouterr().err.count("was damaged") == 1
+    unfinish(out)
+    flip(out / "items-00002.parquet")
+    run(tiny_encoder, shard, out)  # nothing else is missing
+    assert contents(out) == contents(whole)
+    assert "part 2 was damaged, and is made again" in capsys.readouterr().err
+
+
+def test_a_text_that_changed_in_place_is_another_source(
+    tiny_encoder: Encoder, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    noise_image(0).save(photos / "0.png")
+    (photos / "0.txt").write_text("cat")
+    (tmp_path / "a.txt").write_text("cat\nbird\n")
+    (tmp_path / "a.csv").write_text("image,text,year\nphotos/0.png,cat,1999\n")
+    sources = {"folder": photos, "lines": tmp_path / "a.txt", "table": tmp_path / "a.csv"}
+    for name, source in sources.items():
+        store = run(tiny_encoder, source, tmp_path / name)
+        assert reader_of(store)[1] is None
+        (tmp_path / "there").mkdir()
+        for each in (photos, tmp_path / "a.txt", tmp_path / "a.csv"):  # copied, it is the same
+            copy = shutil.copytree if each.is_dir() else shutil.copyfile
+            copy(each, tmp_path / "there" / each.name)
+        run(tiny_encoder, tmp_path / "there" / source.name, tmp_path / name)
+        shutil.rmtree(tmp_path / "there")
+        for path in (photos / "0.txt", tmp_path / "a.txt", tmp_path / "a.csv"):
+            path.write_text(path.read_text().replace("cat", "dog").replace("1999", "1998"))
+        with pytest.raises(CheckpointError, match="the source has changed since, or is another"):
+            run(tiny_encoder, source, tmp_path / name)
+        assert "has changed" in str(reader_of(store)[1])
+        for path in (photos / "0.txt", tmp_path / "a.txt", tmp_path / "a.csv"):
+            path.write_text(path.read_text().replace("dog", "cat").replace("1998", "1999"))
+        plan = json.loads((tmp_path / name / "plan.json").read_text())
+        del plan["source_texts_sha256"]  # as an older clipkit wrote it
+        (tmp_path / name / "plan.json").write_text(json.dumps(plan))
+        assert len(run(tiny_encoder, source, tmp_path / name)) == len(store)
+
+
+def test_vectors_that_are_not_finite_are_refused(shard: Path, tmp_path: Path) -> None:
+    encoder = package.load(save_tiny_model(tmp_path / "model"), device="cpu")
+    with torch.no_grad():
+        encoder.model.get_parameter("backbone.visual_projection.weight").fill_(torch.nan)
+    for precision in ("fp32", "bf16"):
+        with pytest.raises(CheckpointError, match=r"image embeddings are not finite .*00000"):
+            run(encoder, shard, tmp_path / precision, precision=precision)
+        assert not (tmp_path / precision / "manifest.json").exists()
+    assert len(run(encoder, shard, tmp_path / "texts", images=False)) == 20
 
 
 def test_what_differs_from_the_plan_is_named(
@@ -296,6 +378,53 @@ def test_a_store_is_removed_only_when_asked_for_and_nobody_works_there(
         run(tiny_encoder, small, out)
 
 
+def test_overwrite_takes_the_store_alone_and_only_for_one_that_can_be_made(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    store = run(tiny_encoder, shard, out)
+    build_codes(store, "image", progress=False)
+    (out / "index/letter.txt").write_text("dear")
+    (out / "letter.txt").write_text("dear")
+    (out / "part-list.json").write_text("mine")
+    noise_image(0).save(out / "mine.png")
+    inner = contents(run(tiny_encoder, shard, out / "inner").folder)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    bad = write_shard(tmp_path / "bad.tar", [(b"x", "cat")] * 20)
+    broken = package.load(save_tiny_model(tmp_path / "broken"), device="cpu")
+    with torch.no_grad():
+        broken.model.get_parameter("backbone.visual_projection.weight").fill_(torch.nan)
+    for encoder, source, options, error, match in (
+        (tiny_encoder, shard, {"columns": ["nosuch"]}, ConfigError, "nosuch"),
+        (tiny_encoder, bad, {}, DataError, r"none of 20 samples can be used \(the first: .*bad"),
+        (tiny_encoder, out, {}, ConfigError, "--overwrite: .* lies in .*store"),
+        (tiny_encoder, out / "mine.png", {}, ConfigError, "--overwrite: .*mine.png lies in"),
+        (broken, shard, {}, CheckpointError, "not finite"),
+    ):
+        with pytest.raises(error, match=match):
+            run(encoder, source, out, overwrite=True, **options)
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert len(run(tiny_encoder, noise_shard(tmp_path / "b.tar", 2), out, overwrite=True)) == 2
+    assert {path.name for path in out.iterdir()} == {
+        *("manifest.json", "plan.json", "items-00000.parquet", "image_embeds-00000.npy"),
+        *("text_embeds-00000.npy", "index", "inner", "letter.txt", "part-list.json", "mine.png"),
+    }
+    assert [path.name for path in (out / "index").iterdir()] == ["letter.txt"]
+    assert contents(out / "inner") == inner
+
+
+@pytest.mark.parametrize("text", ["", '{"format": "clipkit-emb'])
+def test_overwrite_mends_a_store_with_a_broken_manifest_as_the_error_says(
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path, text: str
+) -> None:
+    out = tmp_path / "store"
+    run(tiny_encoder, shard, out)
+    (out / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"manifest.json: cannot be read, .*--overwrite"):
+        run(tiny_encoder, shard, out)
+    assert len(run(tiny_encoder, shard, out, overwrite=True)) == 20
+
+
 def test_a_folder_that_is_something_else_or_cannot_be_written_is_left_alone(
     tiny_encoder: Encoder, shard: Path, tmp_path: Path
 ) -> None:
@@ -333,6 +462,16 @@ def test_nothing_usable_is_said_and_leaves_nothing(tiny_encoder: Encoder, tmp_pa
     with pytest.raises(DataError, match=r"none of 9 samples can be used \(the first: .*bad.tar"):
         run(tiny_encoder, bad, tmp_path / "store")
     assert not (tmp_path / "store").exists()
+    mine = tmp_path / "mine"
+    (mine / ".git").mkdir(parents=True)
+    (mine / ".env").write_text("precious")
+    with pytest.raises(DataError, match="none of 9"):
+        run(tiny_encoder, bad, mine)
+    assert sorted(path.name for path in mine.iterdir()) == [".env", ".git"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="none of 9"):
+        run(tiny_encoder, bad, tmp_path / "empty")
+    assert (tmp_path / "empty").is_dir()
     # A part of which nothing can be used has no files, and the others do not move.
     some = write_shard(
         tmp_path / "some.tar",
@@ -378,8 +517,31 @@ def test_texts_alone_come_from_lines_and_from_a_parquet_column(
     assert of_lines.manifest["skipped"] == {"empty line": 1}
     assert of_lines.table["path"].to_pylist() == [str(tmp_path / "a.txt")] * 3
     assert of_column.table["year"].to_pylist() == [1, 2, 4]
-    with pytest.raises(DataError, match="has no images"):
+    with pytest.raises(DataError, match="has no images; embed its texts with --only texts"):
         run(tiny_encoder, tmp_path / "a.txt", tmp_path / "other", texts=False)
+
+
+def test_texts_that_are_not_utf8_are_counted(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "a.txt", tmp_path / "store"
+    source.write_bytes("café\nred cat\n".encode("latin-1"))
+    command = list(map(str, ["embed", tiny_folder, source, out]))
+    for _ in range(2):  # and of a store that was complete already
+        assert main(command) == 0
+        assert "1 captions hold � in place of bytes that are not UTF-8" in capsys.readouterr().err
+    store = EmbeddingStore(out)
+    assert store.manifest["num_replaced"] == 1
+    assert store.table["caption"].to_pylist() == ["caf\ufffd", "red cat"]
+
+
+@pytest.mark.parametrize("only", ["images --caption txt", "texts --image jpg"])
+def test_a_field_that_would_not_be_read_is_refused(
+    only: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "store")
+    assert main(["embed", "model", "source", out, "--only", *only.split()]) == 2
+    assert "is not used with --only" in capsys.readouterr().err
 
 
 def test_sizes_places_and_fields_are_in_the_table(tiny_encoder: Encoder, tmp_path: Path) -> None:
@@ -411,9 +573,12 @@ def test_sizes_places_and_fields_are_in_the_table(tiny_encoder: Encoder, tmp_pat
 
 
 def test_the_offset_leads_to_the_image_in_its_tar(
-    tiny_encoder: Encoder, shard: Path, tmp_path: Path
+    tiny_encoder: Encoder, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = run(tiny_encoder, shard, tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    store = run(tiny_encoder, shard.relative_to(tmp_path), tmp_path / "store")
+    monkeypatch.chdir("/")  # from where the path leads there, too
+    assert store.table["origin"][7].as_py() == "data/a.tar, sample 00007"
     item = store.items([7]).to_pylist()[0]
     png = png_bytes(noise_image(7))
     with open(item["path"], "rb") as tar:
@@ -430,7 +595,7 @@ def test_a_value_that_does_not_fit_its_column_is_null_and_counted(
     table = tmp_path / "a.jsonl"
     table.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     command = ["embed", tiny_folder, table, tmp_path / "store", "--workers", 0, "--only", "texts"]
-    assert main(list(map(str, [*command, "--image", "file_name"]))) == 0
+    assert main(list(map(str, command))) == 0
     assert "column year: 1 values are no int64, and null" in capsys.readouterr().err
     assert EmbeddingStore(tmp_path / "store").table["year"].to_pylist()[-2:] == [1_000, None]
 
