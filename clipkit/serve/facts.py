@@ -66,7 +66,9 @@ def hit_json(hit: Hit, store: str) -> dict[str, Any]:
         "caption": None if hit.caption is None else _shown(hit.caption),
         "origin": _shown(short_path(hit.origin)),
         "metadata": {
-            name: _plain(value) for name, value in hit.metadata.items() if value is not None
+            name: _plain(short_path(value) if name == "path" else value)
+            for name, value in hit.metadata.items()
+            if value is not None
         },
         "picture": f"api/pictures/{hit.row}?v={store}",
     }
