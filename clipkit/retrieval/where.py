@@ -1,9 +1,11 @@
 """``column op value`` → which rows of a store meet it.
 
     width>=512        numbers compare as numbers
+    score>=5          and so do texts that are numbers, as all fields of a CSV file are texts
     lang=en           = and != compare as the column's kind
     caption~apple     contains, whatever the case
     caption!=         is not empty
+    "a=b">3           a name in double quotes may hold anything; a quote in it is written twice
 
 Operators are ``= != < <= > >= ~``. Several conditions must all be met. A row whose value is
 missing meets none but ``!=``.
@@ -12,8 +14,12 @@ missing meets none but ``!=``.
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, DecimalException
+from math import floor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,14 +27,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clipkit.display.console import shorten
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.retrieval.store import TABLE
 
 if TYPE_CHECKING:
     from clipkit.retrieval.store import EmbeddingStore
 
-_CONDITION = re.compile(r"\s*(?P<column>[^=!<>~]+?)\s*(?P<op>!=|<=|>=|=|<|>|~)\s*(?P<value>.*?)\s*")
+_CONDITION = re.compile(
+    r"""\s*(?:"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[^=!<>~"\s][^=!<>~]*?))\s*"""
+    r"(?P<op>!=|<=|>=|=|<|>|~)\s*(?P<value>.*?)\s*",
+    re.DOTALL,
+)
+_PLAIN_NAME = re.compile(r"""[^=!<>~"\s](?:[^=!<>~]*[^=!<>~\s])?""")
+_DIGITS = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?i:inf|infinity)"
+_NUMBER = re.compile(_DIGITS)
 _COMPARE = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_COMPARE_TEXTS = {
     "=": pc.equal,
     "!=": pc.not_equal,
     "<": pc.less,
@@ -36,6 +58,24 @@ _COMPARE = {
     ">": pc.greater,
     ">=": pc.greater_equal,
 }
+_LEAST, _MOST = -(2**63), 2**63 - 1  # that a column of whole numbers can hold
+
+
+@dataclass(frozen=True, slots=True)
+class _Condition:
+    """One condition.
+
+    Attributes:
+        text: as it was written.
+        column: its name.
+        op: one of ``_COMPARE``, or ``~``.
+        value: what stands behind it.
+    """
+
+    text: str
+    column: str
+    op: str
+    value: str
 
 
 def rows_where(store: EmbeddingStore, where: str | Sequence[str]) -> np.ndarray | None:
@@ -52,33 +92,48 @@ def rows_where(store: EmbeddingStore, where: str | Sequence[str]) -> np.ndarray 
         ConfigError: a condition cannot be read, names no column, or compares with a value that
             the column cannot have.
     """
-    conditions = [where] if isinstance(where, str) else list(where)
+    texts = [where] if isinstance(where, str) else where
+    conditions = [_read(store.schema, text) for text in texts]
     if not conditions:
         return None
-    columns = {condition: _column(store.schema, condition) for condition in conditions}
     parts = []
-    for table in _tables(store, sorted(set(columns.values()))):
+    for table in _tables(store, sorted({condition.column for condition in conditions})):
         mask = np.ones(len(table), dtype=bool)
-        for condition, name in columns.items():
-            mask &= _meets(table, name, condition)
+        for condition in conditions:
+            mask &= _meets(table[condition.column], condition)
         parts.append(mask)
     return np.concatenate([np.zeros(0, dtype=bool), *parts])
 
 
-def _column(schema: pa.Schema, condition: str) -> str:
-    """The column that a condition looks at."""
-    match = _CONDITION.fullmatch(condition)
+def _read(schema: pa.Schema, text: str) -> _Condition:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"where: {text!r} is not UTF-8, as all values are") from error
+    match = _CONDITION.fullmatch(text)
     if match is None:
         raise ConfigError(
-            f"where: {condition!r} is no condition; write COLUMN OP VALUE, such as 'width>=512', "
-            f"with one of {' '.join(_COMPARE)} ~"
+            f"where: {text!r} is no condition; write COLUMN OP VALUE, such as 'width>=512', "
+            f"with one of {' '.join(_COMPARE)} ~; a name that holds one of them, or ends with a "
+            "space, stands in double quotes"
         )
-    name = match["column"]
+    quoted, name = match["quoted"], match["plain"]
+    if quoted is not None:
+        name = quoted.replace('""', '"')
     if name not in schema.names:
         near = difflib.get_close_matches(name, schema.names, 1)
-        hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(schema.names)}."
+        there = [_as_written(each) for each in near or schema.names]
+        hint = f"Did you mean {there[0]}?" if near else f"There are {', '.join(there)}."
         raise ConfigError(f"where: {name}: no such column. {hint}")
-    return str(name)
+    return _Condition(text, name, match["op"], match["value"])
+
+
+def _as_written(name: str) -> str:
+    """A column's name as a condition has it."""
+    if _PLAIN_NAME.fullmatch(name):
+        return name
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"'
 
 
 def _tables(store: EmbeddingStore, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -96,43 +151,109 @@ def _tables(store: EmbeddingStore, columns: Sequence[str]) -> Iterator[pa.Table]
             ) from error
 
 
-def _meets(table: pa.Table, name: str, condition: str) -> np.ndarray:
-    match = _CONDITION.fullmatch(condition)
-    assert match is not None
-    op, text = match["op"], match["value"]
-    column = table[name]
-    if op == "~":
-        if not _is_text(column.type):
-            raise ConfigError(f"where: {condition!r}: ~ looks into texts; {name} is {column.type}")
-        met = pc.match_substring(column, text, ignore_case=True)
+def _meets(column: pa.ChunkedArray, condition: _Condition) -> np.ndarray:
+    """(n,) bool, which of n values meet a condition."""
+    kind = column.type
+    if condition.op == "~":
+        if not _is_text(kind):
+            raise ConfigError(
+                f"where: {condition.text!r}: ~ looks into texts; {condition.column} is {kind}"
+            )
+        return _filled(pc.match_substring(column, condition.value, ignore_case=True))
+    if _is_text(kind):
+        met = _text_meets(column, condition)
+    elif pa.types.is_integer(kind):
+        met = _whole_meets(column.fill_null(0).cast(pa.int64()).to_numpy(), condition, kind)
+    elif pa.types.is_boolean(kind):
+        wanted = {"true": True, "false": False}.get(condition.value.lower())
+        if wanted is None:
+            raise _misfit(condition, kind)
+        met = _COMPARE[condition.op](_filled(column), wanted)
     else:
-        met = _COMPARE[op](column, _value(text, column.type, condition, name))
-    filled = pc.fill_null(met, op == "!=")
-    array: np.ndarray = (
-        filled.to_numpy(zero_copy_only=False) if isinstance(filled, pa.Array) else filled.to_numpy()
-    )
-    return array.astype(bool, copy=False)
+        try:
+            value = float(condition.value)
+        except ValueError as error:
+            raise _misfit(condition, kind) from error
+        met = _COMPARE[condition.op](column.fill_null(0).to_numpy(), value)
+    return np.where(_filled(column.is_valid()), met, condition.op == "!=")
 
 
-def _value(text: str, kind: pa.DataType, condition: str, name: str) -> pa.Scalar:
-    """A value as a column of this type has them."""
+def _whole_meets(values: np.ndarray, condition: _Condition, kind: pa.DataType) -> np.ndarray:
+    """(n,) int64 against any number, exactly: as floats neighbours above 2**53 would be equal."""
+    value = _number(condition.value)
+    if value is None:
+        raise _misfit(condition, kind)
+    if value.is_nan():
+        return np.full(len(values), condition.op == "!=")
+    is_above = value > _MOST
+    nearest = _MOST if is_above else _LEAST if value < _LEAST else floor(value)
+    if nearest == value:
+        met: np.ndarray = _COMPARE[condition.op](values, nearest)
+        return met
+    if condition.op in ("=", "!="):
+        return np.full(len(values), condition.op == "!=")
+    if value < _LEAST:
+        return np.full(len(values), condition.op in (">", ">="))
+    # Between ``nearest`` and the next whole number, or above all.
+    return values <= nearest if condition.op in ("<", "<=") else values > nearest
+
+
+def _text_meets(column: pa.ChunkedArray, condition: _Condition) -> np.ndarray:
+    """Texts that are numbers against a number; all others as texts.
+
+    Raises:
+        ConfigError: texts that are no numbers, nor empty, would be ordered by a number.
+    """
+    op, value = condition.op, condition.value
+    as_text = _filled(_COMPARE_TEXTS[op](column, pa.scalar(value, column.type)))
+    bound = _number(value) if _NUMBER.fullmatch(value) else None
+    if bound is None:
+        return as_text
+    is_number = _filled(pc.match_substring_regex(column, rf"^\s*(?:{_DIGITS}|(?i:[+-]?nan))\s*$"))
+    is_order = op not in ("=", "!=")
+    if is_order:
+        is_nothing = _filled(pc.match_substring_regex(column, r"^\s*$").fill_null(True))
+        other = np.flatnonzero(~(is_number | is_nothing))
+        if len(other):
+            example = shorten(column[int(other[0])].as_py(), 40)
+            raise ConfigError(
+                f"where: {condition.text!r}: {condition.column} holds text and cannot be ordered "
+                f"by a number; order it by a text such as {example!r}"
+            )
+    texts = column.filter(pa.array(is_number)).to_numpy()
+    numbers = texts.astype(np.float64)
+    of_numbers = _COMPARE[op](numbers, float(bound))
+    # Floats are rounded, which keeps their order but makes neighbours equal.
+    equal = np.flatnonzero(numbers == float(bound))
+    verdicts = {text: _COMPARE[op](_number(text), bound) for text in set(texts[equal])}
+    of_numbers[equal] = [verdicts[text] for text in texts[equal]]
+    met = np.zeros(len(column), dtype=bool) if is_order else as_text
+    met[is_number] = of_numbers
+    return met
+
+
+def _number(text: str) -> Decimal | None:
+    """Exactly what is written, whatever its size; None where it is no number."""
     try:
-        if _is_text(kind):
-            return pa.scalar(text, kind)
-        if pa.types.is_boolean(kind):
-            return pa.scalar({"true": True, "false": False}[text.lower()])
-        if pa.types.is_integer(kind):
-            try:
-                return pa.scalar(int(text), pa.int64())
-            except (ValueError, OverflowError):
-                return pa.scalar(float(text))  # width<=0.5 has a meaning, and so has <1e30
-        if pa.types.is_floating(kind):
-            return pa.scalar(float(text))
-        return pa.scalar(text).cast(kind)
-    except (ValueError, KeyError, pa.ArrowException) as error:
-        raise ConfigError(
-            f"where: {condition!r}: {name} is {kind}, which {text!r} is not"
-        ) from error
+        return Decimal(text)
+    except DecimalException:
+        pass
+    try:
+        return Decimal(float(text))  # an exponent of 19 digits: 0 or infinite
+    except ValueError:
+        return None
+
+
+def _filled(array: pa.ChunkedArray) -> np.ndarray:
+    """(n,) bool, False where there is nothing."""
+    values: np.ndarray = array.fill_null(False).to_numpy()
+    return values.astype(bool)
+
+
+def _misfit(condition: _Condition, kind: pa.DataType) -> ConfigError:
+    return ConfigError(
+        f"where: {condition.text!r}: {condition.column} is {kind}, which {condition.value!r} is not"
+    )
 
 
 def _is_text(kind: pa.DataType) -> bool:

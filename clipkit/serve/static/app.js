@@ -239,10 +239,15 @@ function fillOperators() {
   $("value").inputMode = column.kind === "number" ? "decimal" : "text";
 }
 
+// A column's name as a condition has it.
+function asWritten(name) {
+  return /[=!<>~]|^["\s]|\s$|^$/.test(name) ? `"${name.replaceAll('"', '""')}"` : name;
+}
+
 function addFilter() {
   const value = $("value").value.trim();
   if (!value) return $("value").focus();
-  const condition = $("column").value + $("operator").value + value;
+  const condition = asWritten($("column").value) + $("operator").value + value;
   if (!state.where.includes(condition)) state.where.push(condition);
   $("value").value = "";
   search({ push: true });
