@@ -82,13 +82,13 @@ class Built:
     bytes: int
 
 
-def plan_index(rows: int, dim: int, memory: int) -> Plan:
-    """The kind that finds most within some bytes of memory.
+def plan_index(rows: int, dim: int, memory: int) -> list[Plan]:
+    """The kinds that fit in some bytes of memory, the most exact first.
 
     Args:
         rows: N.
         dim: D.
-        memory: bytes that it may take.
+        memory: bytes that they may take.
 
     Raises:
         ConfigError: nothing is small enough.
@@ -108,9 +108,8 @@ def plan_index(rows: int, dim: int, memory: int) -> Plan:
     plans.append(Plan(f"IVF{lists},SQ8", dim + ivf, 4))
     if rows >= 256 * _A_LIST:  # as many as the codebooks take
         plans.append(Plan(f"IVF{lists},PQ{parts}", parts + ivf, 32))
-    for plan in plans:
-        if plan.bytes_a_row * rows <= memory:
-            return plan
+    if fitting := [plan for plan in plans if plan.bytes_a_row * rows <= memory]:
+        return fitting
     least = min(plan.bytes_a_row for plan in plans) * rows
     raise ConfigError(
         f"--memory: {memory:,} bytes are too few for {rows:,} × {dim}; give {math.ceil(least):,} "
@@ -126,7 +125,8 @@ def build_approximate(
     recall: float = 0.95,
     progress: bool = True,
 ) -> Built:
-    """Builds an index and measures it. One that does not reach the recall is left, and says so.
+    """Builds an index and measures it. Where a graph does not reach the recall, the next kind that
+    fits is tried; what reaches most is kept, and says so.
 
     It is trained on a sample and filled chunk by chunk, so that only itself is in memory.
 
@@ -144,24 +144,18 @@ def build_approximate(
     faiss = import_faiss()
     if not 0 < recall <= 1:
         raise ConfigError(f"--recall: {recall}; a share above 0, at most 1")
-    parts = vectors_of(store, kind)
-    plan = plan_index(len(store), store.dim, memory)
-    index = faiss.index_factory(store.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
-    if not index.is_trained:
-        # Half of the budget, for it is given back before the index is filled; a little is no harm.
-        lists = faiss.extract_index_ivf(index).nlist
-        most = max(memory // 2, _LEAST_SAMPLE) // (4 * store.dim)
-        index.train(_sample(parts, len(store), min(max(_A_LIST * lists, 10_240), most)))
-    size = max(_CHUNK_BYTES // (4 * store.dim), 1)
-    with progress_bar("index", len(store), "row", show=progress) as bar:
-        for begin in range(0, len(store), size):
-            block = read_rows(parts, begin, min(begin + size, len(store)))
-            if not np.isfinite(block).all():
-                raise CheckpointError(f"{store.folder}: its vectors are not finite; embed again")
-            index.add(np.ascontiguousarray(block))
-            bar.update(len(block))
     exact = Index.open(store, "image" if kind == "image" else "text")
-    measured = _measure(ApproximateIndex(index, exact, plan.refine, 0), store, kind, recall)
+    best: tuple[Any, Plan, dict[str, Any]] | None = None
+    for plan in plan_index(len(store), store.dim, memory):
+        index = _fill(store, kind, plan, memory, progress)
+        measured = _measure(ApproximateIndex(index, exact, plan.refine, 0), store, kind, recall)
+        if best is None or measured["recall"] > best[2]["recall"]:
+            best = index, plan, measured
+        # A graph may miss what lies among many copies of one vector, at any effort.
+        if best[2]["recall"] >= recall or not ApproximateIndex(index, exact, 1, 0).is_graph:
+            break
+    assert best is not None
+    index, plan, measured = best
     name = f"{kind}-approximate.faiss"
     aside = store.folder / FOLDER / f".{name}.{os.getpid()}.tmp"
     try:
@@ -176,6 +170,27 @@ def build_approximate(
     finally:
         aside.unlink(missing_ok=True)
     return built
+
+
+def _fill(store: EmbeddingStore, kind: str, plan: Plan, memory: int, progress: bool) -> Any:
+    """faiss's index of all vectors, trained on a sample and filled chunk by chunk."""
+    faiss = import_faiss()
+    parts = vectors_of(store, kind)
+    index = faiss.index_factory(store.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
+    if not index.is_trained:
+        # Half of the budget, for it is given back before the index is filled; a little is no harm.
+        lists = faiss.extract_index_ivf(index).nlist
+        most = max(memory // 2, _LEAST_SAMPLE) // (4 * store.dim)
+        index.train(_sample(parts, len(store), min(max(_A_LIST * lists, 10_240), most)))
+    size = max(_CHUNK_BYTES // (4 * store.dim), 1)
+    with progress_bar("index", len(store), "row", show=progress) as bar:
+        for begin in range(0, len(store), size):
+            block = read_rows(parts, begin, min(begin + size, len(store)))
+            if not np.isfinite(block).all():
+                raise CheckpointError(f"{store.folder}: its vectors are not finite; embed again")
+            index.add(np.ascontiguousarray(block))
+            bar.update(len(block))
+    return index
 
 
 class ApproximateIndex:
@@ -343,6 +358,8 @@ def _measure(
 ) -> dict[str, Any]:
     """Raises the effort until one half of the queries reach the recall; measures with the other."""
     queries, what = _held_out(store, kind)
+    if not np.isfinite(queries).all():
+        raise CheckpointError(f"{store.folder}: its vectors are not finite; embed again")
     k = min(_K, len(store))
     truth, _ = found.exact.search(queries, k)
     half = len(queries) // 2

@@ -236,8 +236,10 @@ def _state(store: EmbeddingStore) -> str:
 
 
 def _broken(path: Path, fault: str, store: EmbeddingStore) -> CheckpointError:
+    options = " --approximate" if "approximate" in path.name else ""
+    options += " --kind text" if path.name.startswith("text") else ""
     return CheckpointError(
-        f"{path}: {fault}; make it anew with clipkit index {store.folder}, or delete "
+        f"{path}: {fault}; make it anew with clipkit index {store.folder}{options}, or delete "
         f"{store.folder / FOLDER}"
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipkit.data import Reader, SampleError
 from clipkit.data.reader import NONE, field_of
@@ -87,8 +88,9 @@ def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
     for field in (field for table in tables for field in table.schema):
         kind = kinds.setdefault(field.name, field.type)
         if kind != field.type:
-            both = {kind, field.type}
-            kinds[field.name] = pa.float64() if both == {pa.int64(), pa.float64()} else pa.string()
+            numbers = {kind, field.type} == {pa.int64(), pa.float64()}
+            exact = numbers and all(_is_exact_float(table, field.name) for table in tables)
+            kinds[field.name] = pa.float64() if exact else pa.string()
     schema = pa.schema(kinds.items())
     return pa.concat_tables(
         [
@@ -104,6 +106,14 @@ def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
             for table in tables
         ]
     )
+
+
+def _is_exact_float(table: pa.Table, name: str) -> bool:
+    """Whether a column, if it is one of whole numbers, has none that a float64 would round."""
+    if name not in table.column_names or table[name].type != pa.int64():
+        return True
+    bounds = pc.min_max(table[name]).as_py()
+    return all(abs(bound) <= 2**53 for bound in bounds.values() if bound is not None)
 
 
 def fit(value: Any, kind: str) -> tuple[Any, bool]:

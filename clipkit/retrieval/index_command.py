@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from clipkit.retrieval.store import EmbeddingStore
 
+_MEMORY, _RECALL = 2 * 10**9, 0.95
+
 
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``clipkit index``."""
@@ -27,14 +29,12 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory",
         type=byte_count,
-        default=2 * 10**9,
         metavar="SIZE",
         help="that the approximate index may take, such as 500MB; 2GB",
     )
     parser.add_argument(
         "--recall",
         type=float,
-        default=0.95,
         metavar="SHARE",
         help="of the 10 best that it should find; 0.95",
     )
@@ -73,11 +73,15 @@ def run_index(args: argparse.Namespace) -> int:
         return _export(args, store, kind)
     if args.table or args.overwrite:
         raise ConfigError("index: --table and --overwrite go with --to lancedb URI")
+    if not args.approximate and (args.memory is not None or args.recall is not None):
+        raise ConfigError("index: --memory and --recall go with --approximate")
     if args.approximate:
         from clipkit.display.console import remark
         from clipkit.retrieval.approximate import build_approximate
 
-        built = build_approximate(store, kind, memory=args.memory, recall=args.recall)
+        memory = _MEMORY if args.memory is None else args.memory
+        recall = _RECALL if args.recall is None else args.recall
+        built = build_approximate(store, kind, memory=memory, recall=recall)
         print(
             f"{args.store}: {built.factory} of {len(store):,} {kind} embeddings, {built.bytes:,} "
             f"bytes\nrecall@10 {built.recall:.3f} against exact search, on {built.queries}\n"
@@ -87,7 +91,8 @@ def run_index(args: argparse.Namespace) -> int:
         if built.recall < built.wanted:
             remark(
                 f"THE RECALL OF {built.wanted} IS NOT REACHED: it is {built.recall:.3f} at the "
-                "effort that was chosen; give more --memory, or search without --approximate"
+                "effort that was chosen; give more --memory if a more exact kind would fit then "
+                "(docs/search.md), or search without --approximate"
             )
         return 0
     size = build_codes(store, kind)

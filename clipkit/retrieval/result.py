@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from clipkit.retrieval.query import SearchQuery
     from clipkit.retrieval.store import EmbeddingStore
 
+_OF_HIT = ("row", "score", "store")
 _OWN = ("key", "caption", "origin", "source_row")
 
 
@@ -114,8 +116,10 @@ class SearchResult(Sequence[Hit]):
         return f"{self.query}\n{format_hits(self)}"
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row a hit: row, score, with several stores the store, and the stores' columns."""
+        """A row a hit: row, score, with several stores the store, and the stores' columns; one of
+        theirs that has such a name gets ``metadata_`` before it."""
         frame: pd.DataFrame = self.items.to_pandas()
+        frame = frame.rename(columns={name: f"metadata_{name}" for name in _OF_HIT})
         frame.insert(0, "row", self.rows)
         frame.insert(1, "score", self.scores)
         if len(self.stores) > 1:
@@ -126,6 +130,16 @@ class SearchResult(Sequence[Hit]):
         from clipkit.retrieval.page import notebook_gallery
 
         return notebook_gallery(self)
+
+
+def plain_value(value: Any) -> Any:
+    """A value as JSON has it: null for a number that is not finite, text for what is no number."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    # A lone surrogate, as of a file's name that is not UTF-8, cannot be sent.
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def format_hits(result: SearchResult, *, width: int = 200) -> str:

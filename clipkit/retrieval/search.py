@@ -46,6 +46,7 @@ class StoreIndex:
         also: further stores of the same model.
 
     Raises:
+        ConfigError: there is no such kind.
         CheckpointError: a store has no vectors of this kind; or ``model`` is another one, or that
             of a further store is.
 
@@ -63,6 +64,8 @@ class StoreIndex:
         approximate: bool = False,
         also: Sequence[EmbeddingStore] = (),
     ) -> None:
+        if kind not in ("auto", "image", "text"):
+            raise ConfigError(f"kind: {kind!r}; give auto, image or text")
         self.store, self.stores = store, [store, *also]
         self.kind: Kind = ("image" if store.image_embeds else "text") if kind == "auto" else kind
         for other in also:
@@ -209,7 +212,7 @@ class StoreIndex:
             ConfigError: ``least`` is no such cosine, or a condition makes no sense.
             CheckpointError: a store is damaged.
         """
-        if not 0 < least < 1:
+        if not 0 < np.float32(least) < 1:  # which it is compared as
             raise ConfigError(
                 f"duplicates: {least}; give a cosine above 0 and below 1: 0.95, or 0.999 for what "
                 "is the same but for rounding"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clipkit.retrieval.search import StoreIndex
     from clipkit.retrieval.store import EmbeddingStore
 
+_K = 5  # results a query
 _GROUPS, _OF_GROUP = 100, 24  # of near-duplicates, on a page
 _FIELDS = ("text", "image", "negative", "weights", "like")
 
@@ -66,7 +67,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COSINE",
         help="look for no TEXT but for items that are as near to each other, such as 0.95",
     )
-    parser.add_argument("-k", type=positive, default=5, metavar="N", help="results a query")
+    parser.add_argument("-k", type=positive, metavar="N", help="results a query; 5")
     parser.add_argument(
         "--kind",
         choices=("auto", "image", "text"),
@@ -87,15 +88,20 @@ def run_search(args: argparse.Namespace) -> int:
     """Prints what each query finds."""
     with quick_imports():
         from clipkit.display.console import plain_warnings, remark
+        from clipkit.errors import DataError
         from clipkit.retrieval.store import EmbeddingStore
 
     _check_order(args.store, args.texts)
     alone = args.duplicates is not None
-    queries = _no_queries(args) if alone else _queries(args)
+    queries, places = _no_queries(args) if alone else _queries(args)
     store, *also = [EmbeddingStore(name) for name in (args.store, *args.also)]
     with quick_imports():
         importlib.import_module("clipkit.retrieval.search")  # by which an index is opened
 
+    for query, where in zip(queries, places, strict=True):
+        if query.like is not None and not 0 <= query.like < len(store):
+            last = len(store) - 1
+            raise DataError(f"{where}: like: {query.like} is no row of {args.store}; 0 to {last}")
     index = store.index(args.kind, args.model, approximate=args.approximate, also=also)
     if alone:
         _print_duplicates(index, args)
@@ -103,7 +109,7 @@ def run_search(args: argparse.Namespace) -> int:
     if args.approximate and args.where:
         remark("with --where, search is exact")
     with plain_warnings():
-        found = index.search_many(queries, where=args.where, k=args.k)
+        found = index.search_many(queries, where=args.where, k=_K if args.k is None else args.k)
     for result in found:
         _print_result(result, as_json=args.json)
     if args.html:
@@ -149,7 +155,7 @@ def _write_page(
     remark(f"the page is {name}")
 
 
-def _no_queries(args: argparse.Namespace) -> list[SearchQuery]:
+def _no_queries(args: argparse.Namespace) -> tuple[list[SearchQuery], list[str]]:
     """None; what --duplicates has no use for is refused.
 
     Raises:
@@ -157,13 +163,13 @@ def _no_queries(args: argparse.Namespace) -> list[SearchQuery]:
     """
     from clipkit.errors import ConfigError
 
-    for name in ("texts", "image", "negative", "queries", "approximate"):
+    for name in ("texts", "image", "negative", "queries", "approximate", "k", "model"):
         if getattr(args, name):
-            what = "TEXT" if name == "texts" else f"--{name}"
+            what = {"texts": "TEXT", "k": "-k"}.get(name, f"--{name}")
             raise ConfigError(
                 f"search: --duplicates compares all with all, exactly; leave out {what}"
             )
-    return []
+    return [], []
 
 
 def _check_order(store: str, texts: Sequence[str]) -> None:
@@ -186,8 +192,8 @@ def _check_order(store: str, texts: Sequence[str]) -> None:
         )
 
 
-def _queries(args: argparse.Namespace) -> list[SearchQuery]:
-    """What is asked, in the order texts, images, file."""
+def _queries(args: argparse.Namespace) -> tuple[list[SearchQuery], list[str]]:
+    """What is asked, in the order texts, images, file; and where each stands."""
     from clipkit.errors import ConfigError
     from clipkit.retrieval.query import SearchQuery
 
@@ -197,21 +203,31 @@ def _queries(args: argparse.Namespace) -> list[SearchQuery]:
     else:
         queries = [SearchQuery(text, negative=negative) for text in args.texts]
         queries += [SearchQuery(image=image, negative=negative) for image in args.image]
+    places = ["search"] * len(queries)
     if args.queries:
-        queries += _read_queries(args.queries, negative)
+        for query, where in _read_queries(args.queries, negative):
+            queries.append(query)
+            places.append(where)
     if not queries:
         raise ConfigError(
             "search: nothing to look for; give a TEXT, --image FILE, or --queries FILE"
         )
-    return queries
+    return queries, places
 
 
-def _read_queries(name: str, negative: tuple[str, ...]) -> list[SearchQuery]:
+def _read_queries(name: str, negative: tuple[str, ...]) -> list[tuple[SearchQuery, str]]:
+    """The queries of a file, each with the file and its line."""
     import json
     from pathlib import Path
 
     from clipkit.errors import ConfigError, DataError
     from clipkit.retrieval.query import SearchQuery
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        names = [name for name, _ in pairs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} stands in it twice")
+        return dict(pairs)
 
     path = Path(name).expanduser()
     try:
@@ -227,26 +243,38 @@ def _read_queries(name: str, negative: tuple[str, ...]) -> list[SearchQuery]:
             continue
         where = f"{path}, line {number}"
         if path.suffix != ".jsonl":
-            queries.append(SearchQuery(line, negative=negative))
+            queries.append((SearchQuery(line, negative=negative), where))
             continue
         try:
-            fields = json.loads(line)
+            fields = json.loads(line, object_pairs_hook=unique)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: is no JSON ({error})") from error
-        _check_fields(fields, where)
+        _check_fields(fields, where, {"negative"} if negative else set())
         below = fields.get("negative", [])
         below = (below,) if isinstance(below, str) else tuple(below)
         try:
-            queries.append(SearchQuery(**{**fields, "negative": (*below, *negative)}))
+            query = SearchQuery(**{**fields, "negative": (*below, *negative)})
         except ConfigError as error:
             raise DataError(f"{where}: {error}") from error
+        queries.append((query, where))
     if not queries:
         raise DataError(f"{path}: there are no queries in it; write one a line")
     return queries
 
 
-def _check_fields(fields: object, where: str) -> None:
+def _check_fields(fields: object, where: str, others: set[str]) -> None:
+    """Refuses an object that is no query.
+
+    Args:
+        fields: of the object.
+        where: file and line.
+        others: parts of the query that come from elsewhere.
+
+    Raises:
+        DataError: it names the line and the part.
+    """
     import difflib
+    from pathlib import Path
 
     from clipkit.errors import DataError
 
@@ -267,6 +295,14 @@ def _check_fields(fields: object, where: str) -> None:
         }
         if not fits[name]:
             raise DataError(f"{where}: {name}: {value!r} is of the wrong kind")
+        words = value if texts else [value] if name in ("text", "negative") else []
+        if not all(str(each).strip() for each in words):
+            raise DataError(f"{where}: {name}: an empty text; leave it out")
+        if name == "image" and "://" not in value and not Path(value).expanduser().is_file():
+            raise DataError(f"{where}: image: {value}: no such file")
+        if name == "weights" and (odd := [part for part in value if part in _FIELDS
+                                          and part not in {*fields, *others}]):  # fmt: skip
+            raise DataError(f"{where}: weights: {odd[0]} is no part of this query; leave it out")
 
 
 def _print_result(result: SearchResult, *, as_json: bool) -> None:
@@ -275,14 +311,13 @@ def _print_result(result: SearchResult, *, as_json: bool) -> None:
     import shutil
     import sys
 
-    from clipkit.retrieval.result import format_hits
+    from clipkit.retrieval.result import format_hits, plain_value
 
     if as_json:
-        record = {
-            "query": result.query.title,
-            "hits": [dataclasses.asdict(hit) for hit in result],
-        }
-        print(json.dumps(record, ensure_ascii=False, default=str))
+        hits = [dataclasses.asdict(hit) for hit in result]
+        for hit in hits:
+            hit["metadata"] = {name: plain_value(value) for name, value in hit["metadata"].items()}
+        print(json.dumps({"query": result.query.title, "hits": hits}, ensure_ascii=False))
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
     print(result.query)

@@ -225,7 +225,10 @@ def _text_meets(column: pa.ChunkedArray, condition: _Condition) -> np.ndarray:
     of_numbers = _COMPARE[op](numbers, float(bound))
     # Floats are rounded, which keeps their order but makes neighbours equal.
     equal = np.flatnonzero(numbers == float(bound))
-    verdicts = {text: _COMPARE[op](_number(text), bound) for text in set(texts[equal])}
+    verdicts = {
+        text: number is not None and _COMPARE[op](number, bound)
+        for text, number in ((text, _number(text)) for text in set(texts[equal]))
+    }
     of_numbers[equal] = [verdicts[text] for text in texts[equal]]
     met = np.zeros(len(column), dtype=bool) if is_order else as_text
     met[is_number] = of_numbers

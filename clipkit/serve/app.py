@@ -97,7 +97,8 @@ def build_app(
         route("/openapi.json", openapi, ["GET"]),
         *(route(path, _static(*which), ["GET"]) for path, which in _STATIC.items()),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+    handlers = {HTTPException: _no_route, Exception: _failed}
+    app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guard(
         app,
@@ -146,3 +147,8 @@ async def _no_route(request: Request, error: Exception) -> Response:
     words = {404: "there is nothing under this path", 405: "this method is not for this path"}
     text = words.get(error.status_code, error.detail)
     return error_response(error.status_code, text, dict(error.headers or {}))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    # The client learns only that it was not its fault; the guard tells whoever runs the server.
+    return error_response(500, "something failed here; the server's log says what")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipkit.display.console import escape_control, short_path
-from clipkit.retrieval.result import Hit
+from clipkit.retrieval.result import Hit, plain_value
 from clipkit.retrieval.store import EmbeddingStore
 
 _TEXT = 2_000  # characters of a caption or field that are shown
@@ -108,12 +107,9 @@ def _examples(store: EmbeddingStore) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it."""
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return _shown(str(value))
+    """As JSON has it, and no longer than is shown."""
+    value = plain_value(value)
+    return _shown(value) if isinstance(value, str) else value
 
 
 def _shown(text: str) -> str:

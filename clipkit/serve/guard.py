@@ -90,13 +90,10 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
         cookie: str | None = None
 
         async def send_guarded(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers[name] = value
@@ -121,11 +118,7 @@ class Guard:
         try:
             await self._app(scope, receive, send_guarded)
         except Exception:
-            # For whoever runs the server; the client learns only that it was not its fault.
-            traceback.print_exc()
-            if not started:
-                failed = error_response(500, "something failed here; the server's log says what")
-                await failed(scope, receive, send_guarded)
+            traceback.print_exc()  # Starlette has answered, and raises it again
         finally:
             self._in_flight -= 1
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_stores import cut_store
 from tiny_model import noise_shard
 
 from clipkit.cli import main
@@ -65,7 +66,7 @@ def test_the_kind_follows_from_rows_and_memory() -> None:
         (1_000_000, 2e8, "IVF2000,PQ64"),
         (5_000, 3e6, "IVF141,SQ8"),
     ):
-        assert plan_index(rows, 512, int(memory)).factory == kind
+        assert plan_index(rows, 512, int(memory))[0].factory == kind
     with pytest.raises(ConfigError, match="give 76,096,000 or more"):
         plan_index(1_000_000, 512, 10**6)
 
@@ -145,7 +146,7 @@ def test_a_recall_that_is_not_reached_is_said(
     from clipkit.retrieval import approximate
 
     plan = approximate.Plan("IVF1,PQ1", 1, 1)  # one byte a row, and nothing compared in full
-    monkeypatch.setattr(approximate, "plan_index", lambda *_: plan)
+    monkeypatch.setattr(approximate, "plan_index", lambda *_: [plan])
     assert main(["index", str(store), "--approximate", "--recall", "1"]) == 0
     assert "THE RECALL OF 1.0 IS NOT REACHED" in capsys.readouterr().err
     assert (store / "index/image-approximate.json").is_file()
@@ -216,3 +217,24 @@ def test_numbers_that_make_no_sense_are_refused(
         main(["index", str(store), "--memory", "much"])
     with pytest.raises(CheckpointError, match="no approximate index"):
         EmbeddingStore(store).index(approximate=True)
+
+
+def test_where_a_graph_misses_copies_the_next_kind_is_taken_and_a_stale_one_names_its_command(
+    whole: Path, tmp_path: Path
+) -> None:
+    opened = EmbeddingStore(whole)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(10_500, 8)).astype(np.float32)
+    x[::2] = x[0]
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    rows = np.arange(10_500) % len(opened)
+    path = cut_store(opened, tmp_path / "copies", rows, x, dim=8)
+    store = EmbeddingStore(path)
+    built = build_approximate(store, "image", memory=10**9, progress=False)
+    assert built.recall >= 0.95
+    assert built.factory.startswith("IVF")
+    cut_store(opened, tmp_path / "other", rows, x[::-1].copy(), dim=8)
+    for file in (tmp_path / "other").iterdir():
+        shutil.copy(file, path)
+    with pytest.raises(CheckpointError, match=r"clipkit index .*copies --approximate, or delete"):
+        ApproximateIndex.open(EmbeddingStore(path), "image")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from small_stores import cut_store
 from tiny_model import noise_image, noise_shard, save_tiny_model
 
 from clipkit.cli import main
+from clipkit.errors import ConfigError
+from clipkit.retrieval.store import EmbeddingStore
 
 
 @pytest.fixture
@@ -138,3 +143,84 @@ def test_the_real_command_line_embeds_and_searches(
     assert (done.returncode, done.stdout) == (2, "")
     assert "the store comes first" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": " "}', "text: an empty text; leave it out"),
+        ('{"text": "a", "negative": ["b", ""]}', "negative: an empty text; leave it out"),
+        ('{"like": 99}', "like: 99 is no row of"),
+        ('{"image": "nope.png"}', "image: nope.png: no such file"),
+        ('{"text": "a", "text": "b"}', "text stands in it twice"),
+        ('{"text": "a", "weights": {"image": 5}}', "weights: image is no part of this query"),
+    ],
+)
+def test_a_mistake_in_a_file_of_queries_is_named_with_its_line(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, said: str
+) -> None:
+    path = tmp_path / "queries.jsonl"
+    path.write_text(f'{{"text": "red"}}\n\n{line}\n')
+    assert main(["search", str(store), "--queries", str(path)]) == 3
+    assert f"{path}, line 3: " in (err := capsys.readouterr().err)
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["search", "STORE", "--duplicates", "0.9", "-k", "1"],
+        ["search", "STORE", "--duplicates", "0.9", "--model", "elsewhere"],
+        ["search", "STORE", "--duplicates", "0.99999999999"],
+        ["index", "STORE", "--recall", "0.1"],
+        ["index", "STORE", "--memory", "1GB"],
+    ],
+)
+def test_what_would_do_nothing_is_refused(
+    store: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert main([str(store) if word == "STORE" else word for word in command]) == 2
+    err = capsys.readouterr().err
+    assert "leave out" in err or "go with --approximate" in err or "below 1" in err
+
+
+def test_numbers_that_are_not_finite_are_null_and_columns_called_as_ours_get_other_names(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = EmbeddingStore(store)
+    x = np.concatenate(opened.image_embeds)
+    fields = {"score": ("float64", [math.nan, math.inf, *map(float, range(7))])}
+    path = cut_store(opened, tmp_path / "odd", np.arange(9), x, fields)
+    assert main(["search", str(path), "red", "-k", "9", "--json"]) == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert sorted(str(hit["metadata"]["score"]) for hit in found["hits"])[-2:] == ["None", "None"]
+    index = EmbeddingStore(path).index()
+    frame = index.search("red", k=9).to_pandas()
+    assert list(frame.columns[:2]) == ["row", "score"]
+    assert set(frame["metadata_score"].dropna()) == {math.inf, *map(float, range(7))}
+    with pytest.raises(ConfigError, match="kind: 'images'; give auto, image or text"):
+        EmbeddingStore(path).index(kind="images")
+
+
+def test_whole_numbers_and_fractions_of_two_stores_are_kept_exactly(
+    store: Path, tmp_path: Path
+) -> None:
+    opened = EmbeddingStore(store)
+    x = np.concatenate(opened.image_embeds)
+    kinds: dict[str, tuple[str, list[Any]]] = {
+        "large": ("int64", [2**60 + i for i in range(9)]),
+        "small": ("int64", list(range(9))),
+        "half": ("float64", [i + 0.5 for i in range(9)]),
+    }
+    large, small, half = (
+        EmbeddingStore(cut_store(opened, tmp_path / name, np.arange(9), x, {"id": kinds[name]}))
+        for name in kinds
+    )
+    ids = {hit.metadata["id"] for hit in large.index(also=[half]).search("red", k=18)}
+    assert str(2**60 + 1) in ids
+    ids = {hit.metadata["id"] for hit in small.index(also=[half]).search("red", k=18)}
+    assert ids == {i / 2 for i in range(18)}

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+import time
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -274,8 +275,9 @@ def test_thousands_of_requests_leave_memory_as_it_was(server):
     assert rss_anon(pid) - before < 10 * 2**20
 
 
-def test_an_answer_does_not_wait_until_its_head_is_confirmed(store):
-    """Nagle's algorithm would hold the body back for 40 ms."""
+@pytest.fixture
+def server_here(store):
+    """A server in a thread of this process."""
     from clipkit.serve.server import Server
 
     ready = threading.Event()
@@ -284,17 +286,41 @@ def test_an_answer_does_not_wait_until_its_head_is_confirmed(store):
     thread.start()
     try:
         assert ready.wait(60)
-        parts = urllib.parse.urlsplit(server.url)
-        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
-        connection.request("GET", "/api/store")
-        assert connection.getresponse().read()
-        (there,) = server.server_state.connections
-        taken = there.transport.get_extra_info("socket")
-        assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        connection.close()
+        yield server
     finally:
         server.should_exit = True
         thread.join(20)
+
+
+def test_an_answer_does_not_wait_until_its_head_is_confirmed(server_here):
+    """Nagle's algorithm would hold the body back for 40 ms."""
+    parts = urllib.parse.urlsplit(server_here.url)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
+    connection.request("GET", "/api/store")
+    assert connection.getresponse().read()
+    (there,) = server_here.server_state.connections
+    taken = there.transport.get_extra_info("socket")
+    assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    connection.close()
+
+
+def test_a_failure_of_ours_is_answered_in_json_and_told_in_the_log(
+    server_here, monkeypatch, capsys
+):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the reason")
+
+    client = Client(server_here.url)
+    monkeypatch.setattr(server_here.engine.index, "search_embeds", fail)
+    status, headers, body = client.ask(quoted(text="red"))
+    assert status == 500
+    assert json.loads(body) == {"error": "something failed here; the server's log says what"}
+    assert headers["x-content-type-options"] == "nosniff"
+    told, deadline = "", time.monotonic() + 20  # it is told after the answer
+    while "RuntimeError: the reason" not in told and time.monotonic() < deadline:
+        told += capsys.readouterr().err
+    assert "RuntimeError: the reason" in told
+    assert client.json("/api/store")[0] == 200
 
 
 def test_a_store_that_is_not_there_is_one_sentence(clipkit, tmp_path):
