@@ -208,8 +208,9 @@ def test_large_batches_on_several_cores_give_what_one_core_gives(
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
+    # To the last bit on an Intel Xeon; in float32 on an AMD EPYC MKL rounds otherwise by 1e-7.
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found[0], found[2], rtol=0, atol=1e-6)
     np.testing.assert_allclose(found[0][:50], found[0][50:100], atol=1e-6)
 
 

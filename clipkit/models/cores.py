@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 def split_rows(rows: Tensor, at_once: int) -> Sequence[Tensor]:
     """(B, …) → parts of at most ``at_once`` rows, of nearly one size. They do not depend on the
-    number of cores, so that embeddings do not either."""
+    number of cores, so that embeddings do not either, beyond what a library's products round."""
     count = -(-len(rows) // max(1, at_once))
     if count > 1:
         count = -(-count // _ROUND) * _ROUND
