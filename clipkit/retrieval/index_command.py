@@ -69,12 +69,12 @@ def run_index(args: argparse.Namespace) -> int:
 
     store = EmbeddingStore(args.store)
     kind = ("image" if store.image_embeds else "text") if args.kind == "auto" else args.kind
+    if not args.approximate and (args.memory is not None or args.recall is not None):
+        raise ConfigError("index: --memory and --recall go with --approximate")
     if args.to:
         return _export(args, store, kind)
     if args.table or args.overwrite:
         raise ConfigError("index: --table and --overwrite go with --to lancedb URI")
-    if not args.approximate and (args.memory is not None or args.recall is not None):
-        raise ConfigError("index: --memory and --recall go with --approximate")
     if args.approximate:
         from clipkit.display.console import remark
         from clipkit.retrieval.approximate import build_approximate

@@ -212,7 +212,7 @@ class StoreIndex:
             ConfigError: ``least`` is no such cosine, or a condition makes no sense.
             CheckpointError: a store is damaged.
         """
-        if not 0 < np.float32(least) < 1:  # which it is compared as
+        if not (0 < least < 1 and 0 < np.float32(least) < 1):  # which it is compared as
             raise ConfigError(
                 f"duplicates: {least}; give a cosine above 0 and below 1: 0.95, or 0.999 for what "
                 "is the same but for rounding"

@@ -176,6 +176,7 @@ def test_a_mistake_in_a_file_of_queries_is_named_with_its_line(
         ["search", "STORE", "--duplicates", "0.99999999999"],
         ["index", "STORE", "--recall", "0.1"],
         ["index", "STORE", "--memory", "1GB"],
+        ["index", "STORE", "--to", "lancedb", "elsewhere", "--memory", "1GB"],
     ],
 )
 def test_what_would_do_nothing_is_refused(
