@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipkit._version import __version__
-from clipkit.errors import ClipkitError
+from clipkit.errors import ClipkitError, exit_code_of, is_out_of_memory
 from clipkit.evaluation.commands import add_classify_arguments, add_eval_arguments
 from clipkit.evaluation.report_command import add_report_arguments
 from clipkit.imports import quick_imports
@@ -64,26 +64,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        return _fail(f"out of memory; {_LESS_MEMORY.get(args.command, 'close what takes it')}", 2)
+        return _fail(
+            f"out of memory; {_LESS_MEMORY.get(args.command, 'close what takes it')}",
+            exit_code_of(error),
+        )
     except OSError as error:
         # A full disk, a folder that may not be written: the path says where.
         where = f"{error.filename}: " if error.filename else ""
         hint = "; free some of it, and run the same command" if error.errno == errno.ENOSPC else ""
-        return _fail(f"{where}{error.strerror or error}{hint}", 4)
+        return _fail(f"{where}{error.strerror or error}{hint}", exit_code_of(error))
 
 
 _LESS_MEMORY = {
     "train": "lower train.batch_size, or set train.micro_batch; --dry-run estimates what it takes",
     "embed": "lower --batch-size",
 }
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether memory was refused, by Python, by torch on the CPU, or by torch on a GPU."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -50,3 +50,19 @@ class Preempted(ClipkitError):
     """Training was asked to stop and saved; running the same command resumes it."""
 
     exit_code = 75
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused, by Python, by torch on the CPU, or by torch on a GPU."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    refused = isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+    return isinstance(error, MemoryError) or refused
+
+
+def exit_code_of(error: BaseException) -> int:
+    """What a command ends with for an error; 1 for one that nobody thought of."""
+    if isinstance(error, ClipkitError):
+        return error.exit_code
+    if is_out_of_memory(error):
+        return 2
+    return 4 if isinstance(error, OSError) else 1

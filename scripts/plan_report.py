@@ -52,14 +52,9 @@ SMALL = {
     },
     "train": {"batch_size": 256, "precision": "bf16"},
 }
-# As in configs/emoji.yaml.
+_DEMO = yaml.safe_load((ROOT / "configs/emoji.yaml").read_text(encoding="utf-8"))
 EMOJI = {
-    "preprocess": {"image_size": 64, "context_length": 64, "vocab_size": 4096},
-    "model": {
-        "embed_dim": 192,
-        "vision": {"width": 192, "layers": 6, "heads": 3, "patch_size": 16},
-        "text": {"width": 192, "layers": 2, "heads": 3},
-    },
+    **{key: _DEMO[key] for key in ("preprocess", "model")},
     "train": {"batch_size": 256, "precision": "bf16"},
 }
 BASE = {

@@ -121,14 +121,15 @@ def build_approximate(
     store: EmbeddingStore,
     kind: str,
     *,
-    memory: int,
+    memory: int = 2 * 10**9,
     recall: float = 0.95,
     progress: bool = True,
 ) -> Built:
     """Builds an index and measures it. Where a graph does not reach the recall, the next kind that
     fits is tried; what reaches most is kept, and says so.
 
-    It is trained on a sample and filled chunk by chunk, so that only itself is in memory.
+    It is trained on a sample and filled chunk by chunk, so that only itself is in memory, and the
+    graph where that was not enough.
 
     Args:
         store: whose vectors.
@@ -148,11 +149,12 @@ def build_approximate(
     best: tuple[Any, Plan, dict[str, Any]] | None = None
     for plan in plan_index(len(store), store.dim, memory):
         index = _fill(store, kind, plan, memory, progress)
-        measured = _measure(ApproximateIndex(index, exact, plan.refine, 0), store, kind, recall)
+        found = ApproximateIndex(index, exact, plan.refine, 0)
+        measured = _measure(found, store, kind, recall)
         if best is None or measured["recall"] > best[2]["recall"]:
             best = index, plan, measured
         # A graph may miss what lies among many copies of one vector, at any effort.
-        if best[2]["recall"] >= recall or not ApproximateIndex(index, exact, 1, 0).is_graph:
+        if measured["recall"] >= recall or not found.is_graph:
             break
     assert best is not None
     index, plan, measured = best

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from clipkit.retrieval.store import EmbeddingStore
 
-_MEMORY, _RECALL = 2 * 10**9, 0.95
-
 
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``clipkit index``."""
@@ -69,7 +67,9 @@ def run_index(args: argparse.Namespace) -> int:
 
     store = EmbeddingStore(args.store)
     kind = ("image" if store.image_embeds else "text") if args.kind == "auto" else args.kind
-    if not args.approximate and (args.memory is not None or args.recall is not None):
+    given = {"memory": args.memory, "recall": args.recall}
+    limits = {name: value for name, value in given.items() if value is not None}
+    if limits and not args.approximate:
         raise ConfigError("index: --memory and --recall go with --approximate")
     if args.to:
         return _export(args, store, kind)
@@ -79,9 +79,7 @@ def run_index(args: argparse.Namespace) -> int:
         from clipkit.display.console import remark
         from clipkit.retrieval.approximate import build_approximate
 
-        memory = _MEMORY if args.memory is None else args.memory
-        recall = _RECALL if args.recall is None else args.recall
-        built = build_approximate(store, kind, memory=memory, recall=recall)
+        built = build_approximate(store, kind, **limits)
         print(
             f"{args.store}: {built.factory} of {len(store):,} {kind} embeddings, {built.bytes:,} "
             f"bytes\nrecall@10 {built.recall:.3f} against exact search, on {built.queries}\n"

@@ -295,13 +295,13 @@ def _check_fields(fields: object, where: str, others: set[str]) -> None:
         }
         if not fits[name]:
             raise DataError(f"{where}: {name}: {value!r} is of the wrong kind")
-        words = value if texts else [value] if name in ("text", "negative") else []
-        if not all(str(each).strip() for each in words):
+        words = {"text": [value], "negative": value if texts else [value]}.get(name, [])
+        if not all(each.strip() for each in words):
             raise DataError(f"{where}: {name}: an empty text; leave it out")
         if name == "image" and "://" not in value and not Path(value).expanduser().is_file():
             raise DataError(f"{where}: image: {value}: no such file")
-        if name == "weights" and (odd := [part for part in value if part in _FIELDS
-                                          and part not in {*fields, *others}]):  # fmt: skip
+        parts = {*_FIELDS} - {*fields} - others
+        if name == "weights" and (odd := [part for part in value if part in parts]):
             raise DataError(f"{where}: weights: {odd[0]} is no part of this query; leave it out")
 
 

@@ -19,7 +19,13 @@ from clipkit.config import Config, dump_config
 from clipkit.data import MixtureReader, Reader, build_train_loader
 from clipkit.data.reader import samples_text
 from clipkit.encoder import Encoder
-from clipkit.errors import ClipkitError, NonFiniteError, Preempted, RunRefused
+from clipkit.errors import (
+    ClipkitError,
+    NonFiniteError,
+    Preempted,
+    RunRefused,
+    exit_code_of,
+)
 from clipkit.evaluation.card import update_card
 from clipkit.evaluation.report import write_report
 from clipkit.evaluation.results import RESULTS, check_places
@@ -94,7 +100,8 @@ def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
         raise
     except Exception as error:
         if held.owns(folder):
-            write_status(folder, "failed", 1, message=f"{type(error).__name__}: {error}")
+            told = f"{type(error).__name__}: {error}"
+            write_status(folder, "failed", exit_code_of(error), message=told)
         raise
     finally:
         held.release()

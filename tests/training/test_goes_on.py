@@ -53,6 +53,23 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(OSError(5, "Input/output error"), 4), (MemoryError(), 2), (RuntimeError("odd"), 1)],
+)
+def test_the_status_has_the_exit_code_of_what_nobody_thought_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(loop, "failpoint", fail)
+    with pytest.raises(type(error)):
+        loop.train(load_config(write_config(tmp_path, data__evaluate={})))
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", code)
+
+
 @pytest.fixture
 def again(begun: Path, tmp_path: Path) -> Any:
     """The same run in a folder of its own: its config, with changes."""
