@@ -39,6 +39,7 @@ from clipkit.models.layers import kept_weights
 from clipkit.models.open_clip import is_open_clip, load_open_clip
 from clipkit.models.open_clip_config import CONFIG, read_config
 from clipkit.models.pretrained import load_config
+from clipkit.models.products import has_int8_products, is_bf16_fast
 from clipkit.types import Batch, Embeddings, Skip
 
 if TYPE_CHECKING:
@@ -334,11 +335,23 @@ class Encoder:
     @contextmanager
     def computing(self, dtype: torch.dtype | None) -> Iterator[None]:
         """Has the towers compute in another dtype for a while, weights rounded once if they are not
-        in training; None: in that of the weights. Embeddings are float32 always."""
+        in training; None: in that of the weights. Embeddings are float32 always.
+
+        Args:
+            dtype: int8: of the matrix products in the layers of a CLIP, on a CPU; the rest in bf16
+                where that is fast.
+
+        Raises:
+            ConfigError: int8, which this model or machine cannot compute in.
+        """
+        int8 = dtype == torch.int8
+        if int8:
+            self.refuse_int8()
+            dtype = torch.bfloat16 if is_bf16_fast(self.device) else None
         before = self.model.compute_dtype
         self.model.compute_dtype = dtype
         try:
-            with self._keeping():
+            with self._keeping(int8=int8):
                 yield
         finally:
             self.model.compute_dtype = before
@@ -376,10 +389,36 @@ class Encoder:
             self.model.train(training)
 
     @contextmanager
-    def _keeping(self) -> Iterator[None]:
+    def _keeping(self, *, int8: bool = False) -> Iterator[None]:
         """Weights are rounded and joined once, if they are not in training."""
-        with nullcontext() if self.model.training else kept_weights(self.model):
+        with nullcontext() if self.model.training else kept_weights(self.model, int8=int8):
             yield
+
+    def refuse_int8(self, where: str = "int8") -> None:
+        """Refuses to compute in int8 what cannot be.
+
+        Args:
+            where: what the sentence begins with.
+
+        Raises:
+            ConfigError: the model, or the machine, has no such products; or it is in training.
+        """
+        if self.model.training:
+            raise ConfigError(
+                f"{where}: this model is in training; save it, and load it with clipkit"
+            )
+        if not isinstance(self.model, DualEncoder):
+            raise ConfigError(
+                f"{where}: {self.name} is no CLIP, so it computes in float32 or bf16; take either"
+            )
+        if self.device.type != "cpu":
+            raise ConfigError(
+                f"{where}: is for CPUs, and the model is on {self.device}; take bf16 there"
+            )
+        if not has_int8_products():
+            raise ConfigError(
+                f"{where}: this CPU has no fast products for it (VNNI or AMX); take bf16 or fp32"
+            )
 
 
 def _model_folder(name: str) -> str:

@@ -11,8 +11,8 @@ Each peer runs at its defaults: float32, batches of 32, captions padded to the l
 (open_clip: to 77, the only length it takes). Its best: weights in bf16, batches of 64, captions
 sorted by length (sentence-transformers does that by itself). clipkit runs what ``clipkit embed``
 does, without writing: a loader process that decodes images, bf16, batches of 256, captions packed;
-and the same in float32, so that the ratio of the two is the share of bf16, and that of clipkit in
-float32 to a peer's default is the share of packing and overlap.
+the same in float32, so that the ratio of the two is the share of bf16, and that of clipkit in
+float32 to a peer's default is the share of packing and overlap; and with ``--precision int8``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ PEERS = ("sentence-transformers", "transformers", "open_clip")
 WAYS = {
     "clipkit": {"precision": "auto"},
     "clipkit, float32": {"precision": "fp32"},
+    "clipkit, int8": {"precision": "int8"},
     **{
         f"{peer}, {name}": {"precision": precision, "batch": batch}
         for peer in PEERS
@@ -122,9 +123,12 @@ def bench(what: str, folder: Path, args: argparse.Namespace) -> None:
     for peer in PEERS:
         of_peer = {way: rate for way, rate in rates.items() if way.startswith(peer + ",")}
         if of_peer:
-            best = rates["clipkit"] / max(of_peer.values())
-            default = rates["clipkit"] / of_peer[f"{peer}, default"]
-            print(f"\n{what}, {peer}: {default:.2f} × its default, {best:.2f} × its best")
+            said = []
+            for name, way in (("", "clipkit"), ("in int8 ", "clipkit, int8")):
+                default = rates[way] / of_peer[f"{peer}, default"]
+                best = rates[way] / max(of_peer.values())
+                said.append(f"{name}{default:.2f} × its default, {best:.2f} × its best")
+            print(f"\n{what}, {peer}: {'; '.join(said)}")
 
 
 def start(python: str, question: dict[str, Any]) -> subprocess.Popen[str]:

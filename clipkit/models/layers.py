@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from clipkit.models.attention import ImageLayout, Layout, TextLayout
+from clipkit.models.products import Int8Weights
 
 _Joined = tuple[Tensor, Tensor | None]  # weights and biases of modules, one under the other
 
@@ -71,13 +72,30 @@ class EncoderLayer(CLIPEncoderLayer):  # type: ignore[misc]
 
 def linear(x: Tensor, *modules: nn.Linear) -> Tensor:
     """(…, W) → (…, the sum of their widths): all of the modules at once, in the dtype of x."""
-    kept: dict[Any, _Joined] | None = getattr(modules[0], "kept", None)
+    kept: _Kept | None = getattr(modules[0], "kept", None)
     if kept is None:
         return F.linear(x, *_joined(modules, x.dtype))
-    key = len(modules), x.dtype
-    if key not in kept:
-        kept[key] = _joined(modules, x.dtype)
-    return F.linear(x, *kept[key])
+    return kept.linear(x, modules)
+
+
+class _Kept:
+    """What is made once of a module's weights, alone or with those of others.
+
+    Args:
+        int8: whether they are multiplied in int8.
+    """
+
+    def __init__(self, int8: bool) -> None:
+        self._int8 = int8
+        self._made: dict[tuple[int, torch.dtype], _Joined | Int8Weights] = {}
+
+    def linear(self, x: Tensor, modules: Sequence[nn.Linear]) -> Tensor:
+        key = len(modules), x.dtype
+        made = self._made.get(key)
+        if made is None:
+            made = _joined(modules, torch.float32 if self._int8 else x.dtype)
+            made = self._made[key] = Int8Weights.of(*made) if self._int8 else made
+        return made.linear(x) if isinstance(made, Int8Weights) else F.linear(x, *made)
 
 
 def _joined(modules: Sequence[nn.Linear], dtype: torch.dtype) -> _Joined:
@@ -90,13 +108,20 @@ def _joined(modules: Sequence[nn.Linear], dtype: torch.dtype) -> _Joined:
 
 
 @contextmanager
-def kept_weights(model: nn.Module) -> Iterator[None]:
+def kept_weights(model: nn.Module, *, int8: bool = False) -> Iterator[None]:
     """Rounds and joins the weights of a model once and not each time they are used, for as long as
-    this lasts. They must not change meanwhile, and no gradient be taken."""
+    this lasts. They must not change meanwhile, and no gradient be taken.
+
+    Args:
+        model: the towers.
+        int8: multiply in int8 within layers; see ``clipkit.models.products``.
+    """
+    layers = [each for each in model.modules() if isinstance(each, EncoderLayer)]
+    inner = {id(each) for layer in layers for each in layer.modules()}
     mine = [each for each in model.modules() if isinstance(each, nn.Linear)]
     mine = [each for each in mine if not hasattr(each, "kept")]  # as it is within another
     for each in mine:
-        each.kept = {}  # type: ignore[assignment]
+        each.kept = _Kept(int8 and id(each) in inner)  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -156,6 +156,8 @@ def embed(
         wanted["part_rows"] = choose_part_rows(len(reader), plan.batch_size, part_rows)
     refuse_difference(folder, plan, wanted)
     if not (folder / MANIFEST).exists():
+        if plan.precision == "int8":
+            encoder.refuse_int8(f"{folder} was begun in int8")
         parts = Parts(folder, plan, rank=rank, world_size=world_size)
         try:
             with plain_errors(folder), stop_signals() as stop:
@@ -394,7 +396,7 @@ def _tell(reader: Reader, plan: Plan) -> None:
         remark(damage)
     if plan.cosines:
         measured = ", ".join(f"{value:.5f} of {what}s" for what, value in plan.cosines.items())
-        remark(f"computing in {plan.precision}; least cosine of bf16 to float32: {measured}")
+        remark(f"computing in {plan.precision}; least cosine to float32: {measured}")
 
 
 def _refuse_foreign(folder: Path, overwrite: bool) -> None:

@@ -27,7 +27,7 @@ class Plan:
         part_rows: source rows a part; a multiple of ``batch_size``.
         columns: fields of the source's samples, and the Arrow types of their columns.
         source_texts_sha256: see ``sources.texts_sha256``; None in older plans, too.
-        cosines: the least cosine between bf16 and float32 that was measured, of images and texts.
+        cosines: the least cosine to float32 that was measured, of images and texts.
     """
 
     model: str | None
@@ -122,7 +122,7 @@ def _is_well_formed(plan: Plan) -> bool:
         and plan.part_rows > 0
         and plan.part_rows % plan.batch_size == 0
         and plan.dtype in ("float32", "float16")
-        and plan.precision in ("fp32", "bf16")
+        and plan.precision in ("fp32", "bf16", "int8")
         and {"image", "caption"} <= plan.source.keys()
         and all(kind in TYPES for kind in plan.columns.values())
         and all(type(count) is int for count in plan.dropped.values())

@@ -1,9 +1,7 @@
-"""bf16 or float32: what a machine is faster with, as long as the vectors stay what they are."""
+"""float32, bf16 or int8: what is faster, as long as the vectors stay what they are."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,12 +9,17 @@ import torch
 
 from clipkit.data import Reader, build_eval_loader
 from clipkit.encoder import EncodedBatch, Encoder
-from clipkit.errors import CheckpointError
+from clipkit.errors import CheckpointError, ConfigError
+from clipkit.models.products import is_bf16_fast
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "int8"]
 LEAST_COSINE = 0.999
 _SAMPLES, _TRIES = 64, 8
-DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype | None] = {
+    "fp32": None,
+    "bf16": torch.bfloat16,
+    "int8": torch.int8,
+}
 
 
 def choose_precision(
@@ -28,23 +31,27 @@ def choose_precision(
     texts: bool,
     max_image_pixels: int,
 ) -> tuple[str, dict[str, float]]:
-    """What to compute in, and the least cosine between bf16 and float32 embeddings of the first
+    """What to compute in, and the least cosine of its embeddings to those in float32 of the first
     images and of the first texts, where it was measured.
 
     Args:
         encoder: the model.
         reader: the source, of which the first usable samples are embedded twice.
         asked: ``auto`` takes bf16 where this machine is faster with it and the cosine is at
-            least ``LEAST_COSINE``.
+            least ``LEAST_COSINE``; bf16 that is asked for is taken anyway, int8 is not.
         images: whether images are embedded.
         texts: whether captions are.
         max_image_pixels: larger images are skipped.
 
     Raises:
         CheckpointError: the embeddings are not finite.
+        ConfigError: int8, which this model or machine cannot compute in, or whose cosine is less.
     """
+    if asked == "int8":
+        encoder.refuse_int8()
     if asked == "fp32" or (asked == "auto" and not is_bf16_fast(encoder.device)):
         return "fp32", {}
+    other = "bf16" if asked == "auto" else asked
     cosines: dict[str, float] = {}
     loader = build_eval_loader(
         reader,
@@ -60,18 +67,23 @@ def choose_precision(
         if not bool(batch.valid.any()):
             continue
         found = {}
-        for name, dtype in DTYPES.items():
-            with encoder.computing(dtype):
+        for name in ("fp32", other):
+            with encoder.computing(DTYPES[name]):
                 found[name] = next(encoder.encode_batches([batch], images=images, texts=texts))
             refuse_non_finite(encoder, found[name])
         for what in ("image", "text"):
-            whole, rounded = (getattr(found[name], f"{what}_embeds") for name in ("fp32", "bf16"))
+            whole, rounded = (getattr(found[name], f"{what}_embeds") for name in ("fp32", other))
             if whole is not None:
                 cosines[what] = round(float(np.min((whole * rounded).sum(axis=1))), 6)
         break
     loader.close()
-    good = bool(cosines) and min(cosines.values()) >= LEAST_COSINE
-    return ("bf16" if asked == "bf16" or good else "fp32"), cosines
+    least = min(cosines.values(), default=0.0)
+    if other == "int8" and cosines and least < LEAST_COSINE:
+        raise ConfigError(
+            f"int8: with this model a vector keeps a cosine of {least:.4f} to float32's, which is "
+            f"less than {LEAST_COSINE}; take bf16"
+        )
+    return ("fp32" if asked == "auto" and least < LEAST_COSINE else other), cosines
 
 
 def refuse_non_finite(encoder: Encoder, encoded: EncodedBatch) -> None:
@@ -90,16 +102,3 @@ def refuse_non_finite(encoder: Encoder, encoded: EncodedBatch) -> None:
             f"{encoder.name}: its {what} embeddings are not finite (the first: of sample {key}); "
             "the model's weights are broken, so take another checkpoint of it"
         )
-
-
-def is_bf16_fast(device: torch.device) -> bool:
-    """Whether matrix products in bf16 are faster than in float32 there."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) is not None

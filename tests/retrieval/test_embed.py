@@ -25,6 +25,7 @@ from tiny_model import noise_image, noise_shard, png_bytes, save_tiny_model, wri
 import clipkit as package
 from clipkit.encoder import Encoder
 from clipkit.errors import CheckpointError, ConfigError, DataError
+from clipkit.models.products import has_int8_products
 from clipkit.retrieval.codes import build_codes
 from clipkit.retrieval.embed import embed
 from clipkit.retrieval.page import reader_of
@@ -295,6 +296,34 @@ def test_vectors_that_are_not_finite_are_refused(shard: Path, tmp_path: Path) ->
             run(encoder, shard, tmp_path / precision, precision=precision)
         assert not (tmp_path / precision / "manifest.json").exists()
     assert len(run(encoder, shard, tmp_path / "texts", images=False)) == 20
+
+
+@pytest.mark.skipif(not has_int8_products(), reason="this CPU has no int8 products")
+def test_int8_is_refused_where_it_would_move_the_vectors(
+    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = package.load(save_tiny_model(tmp_path / "model"), device="cpu")
+    options: dict[str, Any] = {"precision": "int8"}
+    run(encoder, shard, tmp_path / "good", **options)
+    # As in large trained models: one number of a token outgrows those that matter.
+    layer = encoder.model.get_submodule("backbone.vision_model.encoder.layers.0")
+    with torch.no_grad():
+        layer.get_parameter("layer_norm2.bias")[3] = 900
+        layer.get_parameter("mlp.fc1.weight")[:, 3] = 0
+        layer.get_parameter("mlp.fc2.weight").mul_(1_000)
+    with pytest.raises(
+        ConfigError, match=r"int8: .* a cosine of -?0\.\d+ .* less than 0.999; take"
+    ):
+        run(encoder, shard, tmp_path / "moved", **options)
+    assert not (tmp_path / "moved").exists()
+    # Nor is a store gone on with that was begun where it could be.
+    (tmp_path / "good/manifest.json").unlink()
+    monkeypatch.setattr("clipkit.encoder.has_int8_products", lambda: False)
+    encoder = package.load(tmp_path / "model", device="cpu")
+    with pytest.raises(ConfigError, match="good was begun in int8: this CPU has no fast products"):
+        run(encoder, shard, tmp_path / "good", precision="auto")
+    with pytest.raises(ConfigError, match="int8: this CPU has no fast products"):
+        run(encoder, shard, tmp_path / "new", **options)
 
 
 def test_what_differs_from_the_plan_is_named(

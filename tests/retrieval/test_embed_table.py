@@ -17,6 +17,7 @@ from tiny_model import noise_image, png_bytes
 from clipkit.cli import main
 from clipkit.encoder import Encoder
 from clipkit.errors import ConfigError, DataError
+from clipkit.models.products import has_int8_products
 from clipkit.retrieval.store import EmbeddingStore
 
 
@@ -123,10 +124,12 @@ def test_a_value_that_does_not_fit_its_column_is_null_and_counted(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_types_and_precision_keep_the_vectors(
     tiny_encoder: Encoder, shard: Path, tmp_path: Path, dtype: Any, precision: Any
 ) -> None:
+    if precision == "int8" and not has_int8_products():
+        pytest.skip("this CPU has no int8 products")
     store = run(tiny_encoder, shard, tmp_path / "store", dtype=dtype, precision=precision)
     expected = tiny_encoder.encode_image([noise_image(i) for i in range(20)])
     vectors = np.concatenate(store.image_embeds)
@@ -134,9 +137,10 @@ def test_types_and_precision_keep_the_vectors(
     rounded = vectors.astype(np.float32)
     assert np.linalg.norm(rounded, axis=1) == pytest.approx(1, abs=1e-3)
     cosines = (rounded * expected).sum(axis=1) / np.linalg.norm(rounded, axis=1)
-    assert cosines.min() > (0.999 if precision == "bf16" else 0.99999)
+    assert cosines.min() > (0.99999 if precision == "fp32" else 0.999)
     assert tiny_encoder.model.compute_dtype is None
-    if precision == "bf16":
+    if precision != "fp32":
+        assert store.manifest["precision"] == precision
         told = store.manifest["cosines"]["image"]
         assert told == pytest.approx(cosines.min(), abs=1e-3)
     (hit,) = store.index(model=tiny_encoder).search(image=noise_image(3), k=1)
