@@ -11,8 +11,11 @@ import math
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,8 +131,7 @@ def build_approximate(
     """Builds an index and measures it. Where a graph does not reach the recall, the next kind that
     fits is tried; what reaches most is kept, and says so.
 
-    It is trained on a sample and filled chunk by chunk, so that only itself is in memory, and the
-    graph where that was not enough.
+    It is trained on a sample and filled chunk by chunk, so that only itself is in memory.
 
     Args:
         store: whose vectors.
@@ -142,36 +144,49 @@ def build_approximate(
         ConfigError: faiss is not installed, or the numbers make no sense.
         CheckpointError: there are no such vectors, or it cannot be written.
     """
-    faiss = import_faiss()
+    import_faiss()
     if not 0 < recall <= 1:
         raise ConfigError(f"--recall: {recall}; a share above 0, at most 1")
     exact = Index.open(store, "image" if kind == "image" else "text")
-    best: tuple[Any, Plan, dict[str, Any]] | None = None
-    for plan in plan_index(len(store), store.dim, memory):
-        index = _fill(store, kind, plan, memory, progress)
-        found = ApproximateIndex(index, exact, plan.refine, 0)
-        measured = _measure(found, store, kind, recall)
-        if best is None or measured["recall"] > best[2]["recall"]:
-            best = index, plan, measured
-        # A graph may miss what lies among many copies of one vector, at any effort.
-        if measured["recall"] >= recall or not found.is_graph:
-            break
-    assert best is not None
-    index, plan, measured = best
     name = f"{kind}-approximate.faiss"
     aside = store.folder / FOLDER / f".{name}.{os.getpid()}.tmp"
+    best: tuple[Plan, dict[str, Any]] | None = None
     try:
-        aside.parent.mkdir(exist_ok=True)
-        # Through a file of ours: faiss's own takes no notice of a disk that is full at the end.
-        with aside.open("wb") as file:
-            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
-        built = Built(plan.factory, bytes=aside.stat().st_size, **measured)
-        commit(store, kind, "approximate", {name: aside}, {"built": asdict(built)})
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{aside.parent}: cannot be written ({error})") from error
+        for plan in plan_index(len(store), store.dim, memory):
+            index = _fill(store, kind, plan, memory, progress)
+            found = ApproximateIndex(index, exact, plan.refine, 0)
+            measured = _measure(found, store, kind, recall)
+            if best is None or measured["recall"] > best[1]["recall"]:
+                best = plan, measured
+                _write(index, aside)
+            # A graph may miss what lies among many copies of one vector, at any effort.
+            enough = measured["recall"] >= recall or not found.is_graph
+            del index, found  # before the next is filled
+            if enough:
+                break
+        assert best is not None
+        built = Built(best[0].factory, bytes=aside.stat().st_size, **best[1])
+        with _writing(aside):
+            commit(store, kind, "approximate", {name: aside}, {"built": asdict(built)})
     finally:
         aside.unlink(missing_ok=True)
     return built
+
+
+def _write(index: Any, path: Path) -> None:
+    faiss = import_faiss()
+    # Through a file of ours: faiss's own takes no notice of a disk that is full at the end.
+    with _writing(path), path.open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(exist_ok=True)
+        yield
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path.parent}: cannot be written ({error})") from error
 
 
 def _fill(store: EmbeddingStore, kind: str, plan: Plan, memory: int, progress: bool) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipkit.display.console import shorten
-from clipkit.errors import ConfigError
+from clipkit.errors import ConfigError, DataError
+from clipkit.inputs import clean_text, open_image
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from clipkit.encoder import Encoder
     from clipkit.inputs import ImageInput
 
@@ -32,6 +35,7 @@ class SearchQuery:
         negative: in words, what it should not be.
         weights: of ``text``, ``image``, ``like`` (1 each) and ``negative`` (0.5, subtracted;
             shared by all of them).
+        where: the file and line it comes from, for messages.
     """
 
     text: str | None = None
@@ -39,6 +43,7 @@ class SearchQuery:
     like: int | None = None
     negative: Sequence[str] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
+    where: str | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.negative, str):
@@ -98,15 +103,15 @@ def embed_queries(
         liked: the vectors of the rows that queries are ``like``.
 
     Raises:
-        ClipkitError: a text is empty.
-        DataError: a picture cannot be read.
-        ConfigError: the parts of a query cancel out.
+        ClipkitError: a text is empty, or a picture is none.
+        DataError: a picture cannot be read, or a query of a file has parts that cancel out.
+        ConfigError: another one has.
     """
-    texts = [q.text for q in queries if q.text is not None]
-    texts += [text for q in queries for text in q.negative]
-    images = [q.image for q in queries if q.image is not None]
-    text_embeds = encoder.encode_text(texts) if texts else np.zeros((0, encoder.embed_dim))
-    image_embeds = encoder.encode_image(images) if images else np.zeros((0, encoder.embed_dim))
+    texts = [(q, q.text) for q in queries if q.text is not None]
+    texts += [(q, text) for q in queries for text in q.negative]
+    cleaned = [clean_text(text, where=q.where or "search") for q, text in texts]
+    text_embeds = encoder.encode_text(cleaned)
+    image_embeds = encoder.encode_image(_pictures(queries))
     positive, pictures = iter(text_embeds), iter(image_embeds)
     negative = iter(text_embeds[len(texts) - sum(len(q.negative) for q in queries) :])
     found = np.empty((len(queries), encoder.embed_dim), dtype=np.float32)
@@ -124,6 +129,24 @@ def embed_queries(
         total = np.sum(parts, axis=0)
         length = np.linalg.norm(total)
         if length < _LEAST:
-            raise ConfigError(f"search: {query}: the parts cancel out; change their weights")
+            fault = DataError if query.where else ConfigError
+            where = query.where or "search"
+            raise fault(f"{where}: {query}: the parts cancel out; change their weights")
         found[i] = total / length
     return found
+
+
+def _pictures(queries: Sequence[SearchQuery]) -> Iterator[Image]:
+    """Those of the queries, one by one.
+
+    Raises:
+        ClipkitError: one is none.
+        DataError: one cannot be read.
+    """
+    for query in queries:
+        if query.image is not None:
+            try:
+                yield open_image(query.image, where="the picture")
+            except DataError as error:
+                where = f"{query.where}: " if query.where else ""
+                raise DataError(f"{where}{error}") from error

@@ -93,15 +93,17 @@ def run_search(args: argparse.Namespace) -> int:
 
     _check_order(args.store, args.texts)
     alone = args.duplicates is not None
-    queries, places = _no_queries(args) if alone else _queries(args)
+    queries = _no_queries(args) if alone else _queries(args)
     store, *also = [EmbeddingStore(name) for name in (args.store, *args.also)]
     with quick_imports():
         importlib.import_module("clipkit.retrieval.search")  # by which an index is opened
 
-    for query, where in zip(queries, places, strict=True):
+    for query in queries:
         if query.like is not None and not 0 <= query.like < len(store):
-            last = len(store) - 1
-            raise DataError(f"{where}: like: {query.like} is no row of {args.store}; 0 to {last}")
+            raise DataError(
+                f"{query.where}: like: {query.like} is no row of {args.store}; 0 to "
+                f"{len(store) - 1}"
+            )
     index = store.index(args.kind, args.model, approximate=args.approximate, also=also)
     if alone:
         _print_duplicates(index, args)
@@ -155,7 +157,7 @@ def _write_page(
     remark(f"the page is {name}")
 
 
-def _no_queries(args: argparse.Namespace) -> tuple[list[SearchQuery], list[str]]:
+def _no_queries(args: argparse.Namespace) -> list[SearchQuery]:
     """None; what --duplicates has no use for is refused.
 
     Raises:
@@ -169,7 +171,7 @@ def _no_queries(args: argparse.Namespace) -> tuple[list[SearchQuery], list[str]]
             raise ConfigError(
                 f"search: --duplicates compares all with all, exactly; leave out {what}"
             )
-    return [], []
+    return []
 
 
 def _check_order(store: str, texts: Sequence[str]) -> None:
@@ -192,8 +194,8 @@ def _check_order(store: str, texts: Sequence[str]) -> None:
         )
 
 
-def _queries(args: argparse.Namespace) -> tuple[list[SearchQuery], list[str]]:
-    """What is asked, in the order texts, images, file; and where each stands."""
+def _queries(args: argparse.Namespace) -> list[SearchQuery]:
+    """What is asked, in the order texts, images, file."""
     from clipkit.errors import ConfigError
     from clipkit.retrieval.query import SearchQuery
 
@@ -203,23 +205,21 @@ def _queries(args: argparse.Namespace) -> tuple[list[SearchQuery], list[str]]:
     else:
         queries = [SearchQuery(text, negative=negative) for text in args.texts]
         queries += [SearchQuery(image=image, negative=negative) for image in args.image]
-    places = ["search"] * len(queries)
     if args.queries:
-        for query, where in _read_queries(args.queries, negative):
-            queries.append(query)
-            places.append(where)
+        queries += _read_queries(args.queries, negative)
     if not queries:
         raise ConfigError(
             "search: nothing to look for; give a TEXT, --image FILE, or --queries FILE"
         )
-    return queries, places
+    return queries
 
 
-def _read_queries(name: str, negative: tuple[str, ...]) -> list[tuple[SearchQuery, str]]:
-    """The queries of a file, each with the file and its line."""
+def _read_queries(name: str, negative: tuple[str, ...]) -> list[SearchQuery]:
+    """The queries of a file."""
     import json
     from pathlib import Path
 
+    from clipkit.data.tokenize import clean_caption
     from clipkit.errors import ConfigError, DataError
     from clipkit.retrieval.query import SearchQuery
 
@@ -239,11 +239,11 @@ def _read_queries(name: str, negative: tuple[str, ...]) -> list[tuple[SearchQuer
         raise DataError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     queries = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        if clean_caption(line) is None:
             continue
         where = f"{path}, line {number}"
         if path.suffix != ".jsonl":
-            queries.append((SearchQuery(line, negative=negative), where))
+            queries.append(SearchQuery(line, negative=negative, where=where))
             continue
         try:
             fields = json.loads(line, object_pairs_hook=unique)
@@ -253,10 +253,10 @@ def _read_queries(name: str, negative: tuple[str, ...]) -> list[tuple[SearchQuer
         below = fields.get("negative", [])
         below = (below,) if isinstance(below, str) else tuple(below)
         try:
-            query = SearchQuery(**{**fields, "negative": (*below, *negative)})
+            negatives = *below, *negative
+            queries.append(SearchQuery(**{**fields, "negative": negatives}, where=where))
         except ConfigError as error:
             raise DataError(f"{where}: {error}") from error
-        queries.append((query, where))
     if not queries:
         raise DataError(f"{path}: there are no queries in it; write one a line")
     return queries
@@ -276,6 +276,7 @@ def _check_fields(fields: object, where: str, others: set[str]) -> None:
     import difflib
     from pathlib import Path
 
+    from clipkit.data.tokenize import clean_caption
     from clipkit.errors import DataError
 
     if not isinstance(fields, dict):
@@ -296,11 +297,11 @@ def _check_fields(fields: object, where: str, others: set[str]) -> None:
         if not fits[name]:
             raise DataError(f"{where}: {name}: {value!r} is of the wrong kind")
         words = {"text": [value], "negative": value if texts else [value]}.get(name, [])
-        if not all(each.strip() for each in words):
+        if None in map(clean_caption, words):
             raise DataError(f"{where}: {name}: an empty text; leave it out")
         if name == "image" and "://" not in value and not Path(value).expanduser().is_file():
             raise DataError(f"{where}: image: {value}: no such file")
-        parts = {*_FIELDS} - {*fields} - others
+        parts = {*_FIELDS} - {part for part in fields if fields[part] != []} - others
         if name == "weights" and (odd := [part for part in value if part in parts]):
             raise DataError(f"{where}: weights: {odd[0]} is no part of this query; leave it out")
 

@@ -78,7 +78,7 @@ def test_another_model_and_other_mistakes_end_in_one_line(
         (["search", store, "--model", other, "red"], 4, "made with the model"),
         (["search", tmp_path / "nothing", "red"], 4, "no such folder"),
         (["search", store], 2, "nothing to look for"),
-        (["search", store, " "], 2, "texts[0]: an empty text"),
+        (["search", store, " "], 2, "search: an empty text"),
         (["search", store, "--image", "x.png"], 3, "x.png: no such file"),
         (["embed", tiny_folder, tmp_path / "nothing", tmp_path / "out"], 3, "nothing"),
         (["embed", tiny_folder, tmp_path / "empty", tmp_path / "out"], 3, "empty"),
@@ -156,6 +156,16 @@ def test_the_real_command_line_embeds_and_searches(
         ('{"image": "nope.png"}', "image: nope.png: no such file"),
         ('{"text": "a", "text": "b"}', "text stands in it twice"),
         ('{"text": "a", "weights": {"image": 5}}', "weights: image is no part of this query"),
+        (
+            '{"text": "a", "negative": [], "weights": {"negative": 1}}',
+            "weights: negative is no part of this query",
+        ),
+        ('{"text": "\\u0000"}', "text: an empty text"),
+        (
+            '{"text": "a", "negative": "a", "weights": {"negative": 1}}',
+            '"a" − "a": the parts cancel out',
+        ),
+        (json.dumps({"image": __file__}), "the image cannot be decoded"),
     ],
 )
 def test_a_mistake_in_a_file_of_queries_is_named_with_its_line(
