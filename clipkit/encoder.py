@@ -158,6 +158,14 @@ class Encoder:
         self.tokenizer = tokenizer
         self.device = torch.device(device)
         self.name = name
+        self._int8 = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the towers compute in."""
+        if self._int8:
+            return torch.int8
+        return self.model.compute_dtype or next(self.model.parameters()).dtype
 
     @property
     def embed_dim(self) -> int:
@@ -347,14 +355,14 @@ class Encoder:
         int8 = dtype == torch.int8
         if int8:
             self.refuse_int8()
-            dtype = torch.bfloat16 if is_bf16_fast(self.device) else None
-        before = self.model.compute_dtype
-        self.model.compute_dtype = dtype
+            dtype = torch.bfloat16 if is_bf16_fast(self.device) else torch.float32
+        before = self.model.compute_dtype, self._int8
+        self.model.compute_dtype, self._int8 = dtype, int8
         try:
             with self._keeping(int8=int8):
                 yield
         finally:
-            self.model.compute_dtype = before
+            self.model.compute_dtype, self._int8 = before
 
     def _embed_pixels(self, pixel_values: Tensor) -> np.ndarray:
         if not len(pixel_values):
@@ -389,36 +397,31 @@ class Encoder:
             self.model.train(training)
 
     @contextmanager
-    def _keeping(self, *, int8: bool = False) -> Iterator[None]:
+    def _keeping(self, *, int8: bool | None = None) -> Iterator[None]:
         """Weights are rounded and joined once, if they are not in training."""
         with nullcontext() if self.model.training else kept_weights(self.model, int8=int8):
             yield
 
-    def refuse_int8(self, where: str = "int8") -> None:
+    def refuse_int8(self) -> None:
         """Refuses to compute in int8 what cannot be.
 
-        Args:
-            where: what the sentence begins with.
-
         Raises:
-            ConfigError: the model, or the machine, has no such products; or it is in training.
+            ConfigError: says why.
         """
-        if self.model.training:
-            raise ConfigError(
-                f"{where}: this model is in training; save it, and load it with clipkit"
-            )
+        if reason := self.why_not_int8():
+            raise ConfigError(f"int8: {reason}; take bf16 or fp32")
+
+    def why_not_int8(self) -> str | None:
+        """Why this model, here, cannot compute in int8; None where it can."""
         if not isinstance(self.model, DualEncoder):
-            raise ConfigError(
-                f"{where}: {self.name} is no CLIP, so it computes in float32 or bf16; take either"
-            )
+            return f"{self.name} is no CLIP"
+        if self.model.training:
+            return "this model is in training"
         if self.device.type != "cpu":
-            raise ConfigError(
-                f"{where}: is for CPUs, and the model is on {self.device}; take bf16 there"
-            )
+            return f"it is for CPUs, and the model is on {self.device}"
         if not has_int8_products():
-            raise ConfigError(
-                f"{where}: this CPU has no fast products for it (VNNI or AMX); take bf16 or fp32"
-            )
+            return "this CPU has no fast products for it (VNNI or AMX)"
+        return None
 
 
 def _model_folder(name: str) -> str:

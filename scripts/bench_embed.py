@@ -93,9 +93,13 @@ def prepare(args: argparse.Namespace, folder: Path) -> list[int]:
 
 
 def bench(what: str, folder: Path, args: argparse.Namespace) -> None:
+    from clipkit.models.products import has_int8_products  # open_clip's interpreter has no clipkit
+
     workers = {}
     for way, options in WAYS.items():
         who = way.split(",")[0]
+        if way == "clipkit, int8" and not has_int8_products():
+            continue
         python = args.open_clip_python if who == "open_clip" else sys.executable
         if python:
             question = {"who": who, "what": what, "folder": str(folder), **options}
@@ -125,6 +129,8 @@ def bench(what: str, folder: Path, args: argparse.Namespace) -> None:
         if of_peer:
             said = []
             for name, way in (("", "clipkit"), ("in int8 ", "clipkit, int8")):
+                if way not in rates:
+                    continue
                 default = rates[way] / of_peer[f"{peer}, default"]
                 best = rates[way] / max(of_peer.values())
                 said.append(f"{name}{default:.2f} × its default, {best:.2f} × its best")

@@ -115,7 +115,7 @@ def _model_digest(encoder: Encoder) -> str:
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     preprocess = dataclasses.asdict(encoder.preprocess)
     digest.update(json.dumps(preprocess, sort_keys=True, default=str).encode())
-    digest.update(str(encoder.model.compute_dtype).encode())
+    digest.update(str(encoder.dtype).encode())
     return digest.hexdigest()
 
 

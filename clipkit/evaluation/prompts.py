@@ -136,6 +136,5 @@ def class_embeds(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> np.ndarr
 
 def _state(encoder: Encoder) -> object:
     """What changes when the weights do, in place or by another dtype or device."""
-    model = encoder.model
-    parameters = [(id(p), p._version, p.dtype, p.device) for p in model.parameters()]
-    return model.compute_dtype, parameters
+    parameters = encoder.model.parameters()
+    return encoder.dtype, [(id(p), p._version, p.dtype, p.device) for p in parameters]

@@ -6,7 +6,6 @@ import datetime
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -91,7 +90,7 @@ def save_results(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
         "device": str(encoder.device),
-        "precision": str(_dtype(encoder)).removeprefix("torch."),
+        "precision": str(encoder.dtype).removeprefix("torch."),
         "ranks": ranks,
     }
     write_results(out, results, about, table=table)
@@ -113,10 +112,6 @@ def add_intervals(result: TaskResult) -> None:
     if "mean_per_class_recall" in result.metrics:
         right, labels = np.asarray(samples["top1"]), np.asarray(samples["label"])
         result.intervals["mean_per_class_recall"] = recall_interval(right, labels)
-
-
-def _dtype(encoder: Encoder) -> Any:
-    return encoder.model.compute_dtype or next(encoder.model.parameters()).dtype
 
 
 def _versions() -> dict[str, str]:

@@ -108,25 +108,30 @@ def _joined(modules: Sequence[nn.Linear], dtype: torch.dtype) -> _Joined:
 
 
 @contextmanager
-def kept_weights(model: nn.Module, *, int8: bool = False) -> Iterator[None]:
+def kept_weights(model: nn.Module, *, int8: bool | None = None) -> Iterator[None]:
     """Rounds and joins the weights of a model once and not each time they are used, for as long as
     this lasts. They must not change meanwhile, and no gradient be taken.
 
     Args:
         model: the towers.
-        int8: multiply in int8 within layers; see ``clipkit.models.products``.
+        int8: whether to multiply in int8 within layers; see ``clipkit.models.products``. None: as
+            it is within another of these, or else not.
     """
-    layers = [each for each in model.modules() if isinstance(each, EncoderLayer)]
-    inner = {id(each) for layer in layers for each in layer.modules()}
     mine = [each for each in model.modules() if isinstance(each, nn.Linear)]
-    mine = [each for each in mine if not hasattr(each, "kept")]  # as it is within another
+    if int8 is None:
+        mine = [each for each in mine if not hasattr(each, "kept")]
+    layers = [each for each in model.modules() if int8 and isinstance(each, EncoderLayer)]
+    inner = {id(each) for layer in layers for each in layer.modules()}
+    before = [vars(each).get("kept") for each in mine]
     for each in mine:
-        each.kept = _Kept(int8 and id(each) in inner)  # type: ignore[assignment]
+        each.kept = _Kept(id(each) in inner)  # type: ignore[assignment]
     try:
         yield
     finally:
-        for each in mine:
+        for each, kept in zip(mine, before, strict=True):
             del each.kept
+            if kept is not None:
+                each.kept = kept
 
 
 def norm(x: Tensor, module: nn.LayerNorm) -> Tensor:

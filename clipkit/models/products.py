@@ -50,12 +50,12 @@ class Int8Weights(NamedTuple):
         return cls(packed, scales, zeros, None if bias is None else bias.detach())
 
     def linear(self, x: Tensor) -> Tensor:
-        """(M, K) float32 or bfloat16 → (M, N) of the same dtype."""
+        """(…, K) float32 or bfloat16 → (…, N) of the same dtype."""
         x = x.contiguous()
         kind, without_sign = _AS_INT[x.dtype]
         # The largest of a row by its bits, whose order is that of numbers without a sign: several
         # times as fast as by the numbers.
-        most = (x.view(kind) & without_sign).amax(1, keepdim=True).view(x.dtype)
+        most = (x.view(kind) & without_sign).amax(-1, keepdim=True).view(x.dtype)
         factor = (_MOST_OF_TOKEN / most.float().clamp_min(_LEAST)).to(x.dtype)
         rounded = (x * factor).round_().to(torch.int8).view(torch.uint8) ^ _ZERO  # plus 128
         y = _multiply(rounded, self, x.dtype)
@@ -66,7 +66,7 @@ class Int8Weights(NamedTuple):
 
 
 def _multiply(rounded: Tensor, weights: Int8Weights, dtype: torch.dtype) -> Tensor:
-    """(M, K) uint8, shifted → (M, N): the products with the weights, times their scales."""
+    """(…, K) uint8, shifted → (…, N): the products with the weights, times their scales."""
     packed, scales, zeros, _ = weights
     result: Tensor = torch.ops.onednn.qlinear_pointwise(
         rounded, 1.0, _ZERO, packed, scales, zeros, None, 1.0, 0, dtype, "none", [], ""

@@ -37,7 +37,8 @@ _K = 10
 _LINKS = 32  # of HNSW, each way
 _FEW, _SOME = 10_000, 100_000  # rows up to which nothing, or a graph, is worth it
 _LEAST_SAMPLE = 64 * 2**20
-_MANY = 12  # queries, from where on their nearest lists are worth a product of our own
+# From so many queries on, and numbers in the lists' centres, is a product of our own faster.
+_MANY, _LARGE = 12, 2**19
 _LIST_SCORES = 2**22  # of queries with lists at a time: 16 MiB
 _A_LIST = 40  # training rows: faiss warns below 39
 _ONE_THREAD = threading.Lock()  # held while PyTorch has one, or another would be left with it
@@ -315,7 +316,7 @@ class ApproximateIndex:
         self._index.nprobe = min(max(self.effort, 1), self._lists)
         # Among threads go the lists of one query, or else the queries.
         self._index.parallel_mode = 1 if len(queries) == 1 else 3
-        if len(queries) < _MANY:
+        if len(queries) < _MANY or self._lists * self._index.d < _LARGE:
             return np.asarray(self._index.search(queries, wanted)[1])
         found = np.empty((len(queries), wanted), dtype=np.int64)
         for some in in_parts(len(queries), max(_LIST_SCORES // self._lists, 1)):

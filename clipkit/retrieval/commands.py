@@ -30,7 +30,7 @@ def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "fp32", "bf16", "int8"),
         default="auto",
         help="to compute in; auto: bf16 where it is faster and the vectors stay what they are; "
-        "int8: faster still on a CPU, and refused where a cosine is below 0.999",
+        "int8: on a CPU, where it may be faster still; refused where a cosine is below 0.999",
     )
     parser.add_argument(
         "--columns", metavar="A,B", help="fields of the samples to keep; none: none of them"

@@ -97,7 +97,7 @@ def embed(
         DataError: nothing is there, or nothing can be used.
         CheckpointError: the model cannot be loaded or gives vectors that are not finite, ``out``
             may not be written, or a store there was begun otherwise.
-        ConfigError: the options do not go together.
+        ConfigError: the options do not go together, or int8 is asked for and cannot be had.
         Preempted: a signal asked this process to stop.
     """
     if not (images or texts):
@@ -114,6 +114,8 @@ def embed(
     if replace:
         refuse_source_inside(source, folder)
     encoder = model if isinstance(model, Encoder) else load(model, device=launched_device())
+    if precision == "int8":
+        encoder.refuse_int8()
     show = progress and rank == 0
     reader = open_wanted(source, images=images, texts=texts, progress=show)
     images, texts = images and reader.source.image != NONE, texts and reader.source.caption != NONE
@@ -156,8 +158,11 @@ def embed(
         wanted["part_rows"] = choose_part_rows(len(reader), plan.batch_size, part_rows)
     refuse_difference(folder, plan, wanted)
     if not (folder / MANIFEST).exists():
-        if plan.precision == "int8":
-            encoder.refuse_int8(f"{folder} was begun in int8")
+        if plan.precision == "int8" and (reason := encoder.why_not_int8()):
+            raise CheckpointError(
+                f"{folder}: this store was begun in int8, and {reason}; go on where it can be, or "
+                "give --overwrite to make it anew"
+            )
         parts = Parts(folder, plan, rank=rank, world_size=world_size)
         try:
             with plain_errors(folder), stop_signals() as stop:
@@ -396,7 +401,8 @@ def _tell(reader: Reader, plan: Plan) -> None:
         remark(damage)
     if plan.cosines:
         measured = ", ".join(f"{value:.5f} of {what}s" for what, value in plan.cosines.items())
-        remark(f"computing in {plan.precision}; least cosine to float32: {measured}")
+        which = "bf16" if plan.precision == "fp32" else plan.precision
+        remark(f"computing in {plan.precision}; least cosine of {which} to float32: {measured}")
 
 
 def _refuse_foreign(folder: Path, overwrite: bool) -> None:

@@ -27,7 +27,8 @@ class Plan:
         part_rows: source rows a part; a multiple of ``batch_size``.
         columns: fields of the source's samples, and the Arrow types of their columns.
         source_texts_sha256: see ``sources.texts_sha256``; None in older plans, too.
-        cosines: the least cosine to float32 that was measured, of images and texts.
+        cosines: the least cosine to float32 that was measured, of images and texts; bf16's where
+            that was not good enough.
     """
 
     model: str | None

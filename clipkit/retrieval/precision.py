@@ -47,12 +47,11 @@ def choose_precision(
         CheckpointError: the embeddings are not finite.
         ConfigError: int8, which this model or machine cannot compute in, or whose cosine is less.
     """
-    if asked == "int8":
-        encoder.refuse_int8()
     if asked == "fp32" or (asked == "auto" and not is_bf16_fast(encoder.device)):
         return "fp32", {}
     other = "bf16" if asked == "auto" else asked
     cosines: dict[str, float] = {}
+    tries = -(-len(reader) // _SAMPLES)
     loader = build_eval_loader(
         reader,
         encoder.preprocess,
@@ -61,7 +60,7 @@ def choose_precision(
         max_image_pixels=max_image_pixels,
         images=images,
         texts=texts,
-        batches=range(min(_TRIES, -(-len(reader) // _SAMPLES))),
+        batches=range(tries if asked == "int8" else min(_TRIES, tries)),
     )
     for batch in loader:
         if not bool(batch.valid.any()):

@@ -35,7 +35,7 @@ class SearchQuery:
         negative: in words, what it should not be.
         weights: of ``text``, ``image``, ``like`` (1 each) and ``negative`` (0.5, subtracted;
             shared by all of them).
-        where: the file and line it comes from, for messages.
+        place: the file and line it comes from, for messages.
     """
 
     text: str | None = None
@@ -43,7 +43,7 @@ class SearchQuery:
     like: int | None = None
     negative: Sequence[str] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
-    where: str | None = field(default=None, compare=False, repr=False)
+    place: str | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.negative, str):
@@ -107,11 +107,13 @@ def embed_queries(
         DataError: a picture cannot be read, or a query of a file has parts that cancel out.
         ConfigError: another one has.
     """
-    texts = [(q, q.text) for q in queries if q.text is not None]
-    texts += [(q, text) for q in queries for text in q.negative]
-    cleaned = [clean_text(text, where=q.where or "search") for q, text in texts]
-    text_embeds = encoder.encode_text(cleaned)
-    image_embeds = encoder.encode_image(_pictures(queries))
+    several = len(queries) > 1
+    places = [q.place or (f"queries[{i}]" if several else "search") for i, q in enumerate(queries)]
+    placed = list(zip(queries, places, strict=True))
+    texts = [(q.text, place) for q, place in placed if q.text is not None]
+    texts += [(text, place) for q, place in placed for text in q.negative]
+    text_embeds = encoder.encode_text([clean_text(text, where=place) for text, place in texts])
+    image_embeds = encoder.encode_image(_pictures(queries, places))
     positive, pictures = iter(text_embeds), iter(image_embeds)
     negative = iter(text_embeds[len(texts) - sum(len(q.negative) for q in queries) :])
     found = np.empty((len(queries), encoder.embed_dim), dtype=np.float32)
@@ -129,24 +131,24 @@ def embed_queries(
         total = np.sum(parts, axis=0)
         length = np.linalg.norm(total)
         if length < _LEAST:
-            fault = DataError if query.where else ConfigError
-            where = query.where or "search"
-            raise fault(f"{where}: {query}: the parts cancel out; change their weights")
+            fault = DataError if query.place else ConfigError
+            raise fault(f"{places[i]}: {query}: the parts cancel out; change their weights")
         found[i] = total / length
     return found
 
 
-def _pictures(queries: Sequence[SearchQuery]) -> Iterator[Image]:
+def _pictures(queries: Sequence[SearchQuery], places: Sequence[str]) -> Iterator[Image]:
     """Those of the queries, one by one.
 
     Raises:
         ClipkitError: one is none.
         DataError: one cannot be read.
     """
-    for query in queries:
+    for query, place in zip(queries, places, strict=True):
         if query.image is not None:
             try:
-                yield open_image(query.image, where="the picture")
-            except DataError as error:
-                where = f"{query.where}: " if query.where else ""
-                raise DataError(f"{where}{error}") from error
+                yield open_image(query.image, where=place)
+            except DataError as error:  # which names the picture's own file, if it has one
+                if query.place is None or not isinstance(query.image, str | Path):
+                    raise
+                raise DataError(f"{place}: {error}") from error

@@ -101,7 +101,7 @@ def run_search(args: argparse.Namespace) -> int:
     for query in queries:
         if query.like is not None and not 0 <= query.like < len(store):
             raise DataError(
-                f"{query.where}: like: {query.like} is no row of {args.store}; 0 to "
+                f"{query.place}: like: {query.like} is no row of {args.store}; 0 to "
                 f"{len(store) - 1}"
             )
     index = store.index(args.kind, args.model, approximate=args.approximate, also=also)
@@ -243,7 +243,7 @@ def _read_queries(name: str, negative: tuple[str, ...]) -> list[SearchQuery]:
             continue
         where = f"{path}, line {number}"
         if path.suffix != ".jsonl":
-            queries.append(SearchQuery(line, negative=negative, where=where))
+            queries.append(SearchQuery(line, negative=negative, place=where))
             continue
         try:
             fields = json.loads(line, object_pairs_hook=unique)
@@ -254,7 +254,7 @@ def _read_queries(name: str, negative: tuple[str, ...]) -> list[SearchQuery]:
         below = (below,) if isinstance(below, str) else tuple(below)
         try:
             negatives = *below, *negative
-            queries.append(SearchQuery(**{**fields, "negative": negatives}, where=where))
+            queries.append(SearchQuery(**{**fields, "negative": negatives}, place=where))
         except ConfigError as error:
             raise DataError(f"{where}: {error}") from error
     if not queries:

@@ -78,16 +78,36 @@ def test_an_embedding_in_int8_is_near_and_does_not_depend_on_its_batch(small_enc
     texts = [f"a photo of {n} dogs near the house" for n in range(40)]
     images = list(pixels)
     exact = small_encoder.encode_image(images), small_encoder.encode_text(texts)
-    with small_encoder.computing(torch.int8):
-        found = small_encoder.encode_image(images), small_encoder.encode_text(texts)
-        alone = small_encoder.encode_image(images[3]), small_encoder.encode_text(texts[3])
-    for one, other, single in zip(exact, found, alone, strict=True):
+    with small_encoder.computing(torch.bfloat16):
+        rounded = small_encoder.encode_image(images), small_encoder.encode_text(texts)
+        with small_encoder.computing(torch.int8):
+            assert small_encoder.dtype == torch.int8
+            found = small_encoder.encode_image(images), small_encoder.encode_text(texts)
+            alone = small_encoder.encode_image(images[3]), small_encoder.encode_text(texts[3])
+            with small_encoder.computing(None):
+                assert small_encoder.dtype == torch.float32
+                inner = small_encoder.encode_image(images), small_encoder.encode_text(texts)
+        assert small_encoder.dtype == torch.bfloat16
+        after = small_encoder.encode_image(images), small_encoder.encode_text(texts)
+    for one, other, single, bf16 in zip(exact, found, alone, rounded, strict=True):
         cosines = (one * other).sum(1)
         assert cosines.min() > 0.998  # narrow layers round more
-        assert cosines.max() < 0.9999999  # or it was not int8
+        assert (1 - cosines).mean() > 3 * (1 - (one * bf16).sum(1)).mean()  # it was int8
         assert abs(other[3] - single).max() < 1e-2 * abs(single).max()
-    again = small_encoder.encode_image(images), small_encoder.encode_text(texts)
-    assert all((one == other).all() for one, other in zip(exact, again, strict=True))
+    assert all((one == other).all() for one, other in zip(exact, inner, strict=True))
+    assert all((one == other).all() for one, other in zip(rounded, after, strict=True))
+
+
+@needs_int8
+def test_a_token_has_its_own_scale():
+    made = Int8Weights.of(*weights(48, 300))
+    x = torch.randn(20, 300, generator=torch.Generator().manual_seed(3))
+    x *= 10 ** torch.linspace(-6, 6, 20)[:, None]
+    together = made.linear(x)
+    for row in range(20):
+        alone = made.linear(x[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-6, atol=0)
+    torch.testing.assert_close(made.linear(x.view(4, 5, 300)), together.view(4, 5, 48))
 
 
 def test_what_cannot_be_computed_in_int8_is_refused(small_encoder, monkeypatch):
@@ -100,7 +120,7 @@ def test_what_cannot_be_computed_in_int8_is_refused(small_encoder, monkeypatch):
     monkeypatch.setattr(encoder, "has_int8_products", lambda: False)
     assert "this CPU has no fast products for it (VNNI or AMX); take bf16 or fp32" in sentence()
     small_encoder.device = torch.device("cuda")
-    assert "is for CPUs, and the model is on cuda; take bf16" in sentence()
+    assert "it is for CPUs, and the model is on cuda; take bf16" in sentence()
     small_encoder.model.train()
     assert "in training" in sentence()
     small_encoder.model = torch.nn.Linear(2, 2).eval()

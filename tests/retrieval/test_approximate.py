@@ -19,6 +19,7 @@ from clipkit.cli import main
 from clipkit.digest import sha256
 from clipkit.encoder import Encoder
 from clipkit.errors import CheckpointError, ConfigError
+from clipkit.retrieval import approximate
 from clipkit.retrieval.approximate import ApproximateIndex, build_approximate, plan_index
 from clipkit.retrieval.embed import embed
 from clipkit.retrieval.index_command import byte_count
@@ -105,7 +106,12 @@ def test_what_is_found_reaches_the_recall_that_was_measured(
     assert all(row % 30 == 7 for one in where for row in one.rows)
 
 
-def test_one_query_finds_what_it_finds_among_many(store: Path) -> None:
+@pytest.mark.parametrize("own_product", [True, False])
+def test_one_query_finds_what_it_finds_among_many(
+    store: Path, monkeypatch: pytest.MonkeyPatch, own_product: bool
+) -> None:
+    if own_product:  # as with many lists
+        monkeypatch.setattr(approximate, "_LARGE", 0)
     opened = EmbeddingStore(store)
     build_approximate(opened, "image", memory=10**6, progress=False)
     index = ApproximateIndex.open(opened, "image")
@@ -113,6 +119,7 @@ def test_one_query_finds_what_it_finds_among_many(store: Path) -> None:
     threads = torch.get_num_threads()
     scores, rows = index.search(queries, 10)
     assert torch.get_num_threads() == threads
+    assert ("_centroids" in vars(index)) == own_product
     for one in range(0, len(queries), 7):
         alone_scores, alone = index.search(queries[one], 10)
         np.testing.assert_array_equal(alone, rows[one])
