@@ -315,6 +315,12 @@ def test_int8_is_refused_where_it_would_move_the_vectors(
     ):
         run(encoder, shard, tmp_path / "moved", **options)
     assert not (tmp_path / "moved").exists()
+    # However many samples of a source come before one to measure with.
+    broken: list[tuple[bytes, str | None]] = [(b"x", "cat")] * 520
+    good = png_bytes(noise_image(0)), "dog"
+    late = write_shard(tmp_path / "late.tar", [*broken, good])
+    with pytest.raises(ConfigError, match=r"less than 0\.999; take"):
+        run(encoder, late, tmp_path / "late", **options)
     # Nor is a store gone on with that was begun where it could be.
     (tmp_path / "good/manifest.json").unlink()
     monkeypatch.setattr("clipkit.encoder.has_int8_products", lambda: False)

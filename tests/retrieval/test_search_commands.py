@@ -79,6 +79,7 @@ def test_another_model_and_other_mistakes_end_in_one_line(
         (["search", tmp_path / "nothing", "red"], 4, "no such folder"),
         (["search", store], 2, "nothing to look for"),
         (["search", store, " "], 2, "search: an empty text"),
+        (["search", store, "red", " "], 2, "queries[1]: an empty text"),
         (["search", store, "--image", "x.png"], 3, "x.png: no such file"),
         (["embed", tiny_folder, tmp_path / "nothing", tmp_path / "out"], 3, "nothing"),
         (["embed", tiny_folder, tmp_path / "empty", tmp_path / "out"], 3, "empty"),
