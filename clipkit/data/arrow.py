@@ -17,7 +17,7 @@ import numpy as np
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.reader import Access, SampleError
-from clipkit.data.table import choose_columns, read_image
+from clipkit.data.table import choose_columns, columns_understood, read_image
 from clipkit.errors import DataError
 from clipkit.types import Pair
 
@@ -118,6 +118,7 @@ class DatasetReader:
             raise DataError(f"{source.path}: cannot be loaded ({_cause(error)}).") from error
         self._class_names: dict[str, list[str]] = {}  # of columns of class labels
         self._image, self._captions = self._choose(loaded, datasets)
+        self.understood = columns_understood(list(loaded.column_names), self._image, self._captions)
         self._data = self._plain(loaded, datasets)
         self._names = self._image_column()
         captions = hashlib.sha256()

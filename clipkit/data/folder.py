@@ -16,6 +16,7 @@ from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.reader import Access, SampleError
 from clipkit.data.table import TableReader, read_image
+from clipkit.data.understood import Understood
 from clipkit.errors import DataError
 from clipkit.types import Pair
 
@@ -80,6 +81,7 @@ class FolderReader:
         if len(images) > len(self._names):
             self.dropped["no caption"] = len(images) - len(self._names)
         self.shard_sizes = [len(self)]
+        self.understood = Understood(images="image files", captions=self._where_captions())
         used = [*self._names, *self._texts.values()]
         size = files.total_size(files.join(folder, name) for name in used)
         captions = [record[_CAPTION] for record in self._metadata.values()]
@@ -117,6 +119,13 @@ class FolderReader:
 
     def image_names(self) -> None:
         return None
+
+    def _where_captions(self) -> str:
+        if self._texts:
+            return "NAME.txt beside each image"
+        if self._metadata:
+            return "metadata tables"
+        return "folder names" if self._from_folders else ""
 
     def _name(self, row: int) -> str:
         if not 0 <= row < len(self):

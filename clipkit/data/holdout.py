@@ -30,6 +30,7 @@ class PartReader:
         self.shard_sizes: list[int] = np.bincount(shard, minlength=len(ends)).tolist()
         self.dropped, self.damage, self.lost = whole.dropped, whole.damage, whole.lost
         self.access = whole.access
+        self.understood = whole.understood
         digest = hashlib.sha256(rows.tobytes()).hexdigest()
         self.fingerprint = hashlib.sha256(f"{whole.fingerprint} {digest}".encode()).hexdigest()
 

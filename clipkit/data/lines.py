@@ -11,6 +11,7 @@ from clipkit.config.schema import SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.index import Advance, Arrays, indexed
 from clipkit.data.reader import Access
+from clipkit.data.understood import Understood
 from clipkit.errors import DataError
 from clipkit.types import Pair
 
@@ -61,6 +62,7 @@ class LineReader:
         if len(self) == 0:
             raise DataError(f"{source.path}: no line has a text.")
         self.access = Access(remote=any(map(files.is_url, paths)))
+        self.understood = Understood(captions="a text a line")
         self.fingerprint = files.digest("lines", *names, *self.shard_sizes)
 
     def __len__(self) -> int:

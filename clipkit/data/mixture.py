@@ -11,6 +11,7 @@ from clipkit.config.schema import SourceConfig
 from clipkit.data import files
 from clipkit.data.mixture_order import BLOCK, positions_a_block
 from clipkit.data.reader import TURN, Access, Reader
+from clipkit.data.understood import Understood
 from clipkit.types import Pair
 
 
@@ -40,6 +41,7 @@ class MixtureReader:
             remote=any(part.access.remote for part in self.parts),
             estimated=any(part.access.estimated for part in self.parts),
         )
+        self.understood = Understood()  # each part has its own
         self.fingerprint = files.digest(*(part.fingerprint for part in self.parts))
         self._ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
 

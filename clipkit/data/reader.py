@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files
+from clipkit.data.understood import Understood
 from clipkit.errors import DataError
 from clipkit.types import Pair
 
@@ -70,6 +71,8 @@ class Reader(Protocol):
         access: how it is best read.
         fingerprint: hash of the files' names and sizes, of captions kept apart from the images,
             and of the counts.
+        understood: how the source was read: where images and captions come from, and what is
+            not used.
     """
 
     source: SourceConfig
@@ -79,6 +82,7 @@ class Reader(Protocol):
     lost: int
     access: Access
     fingerprint: str
+    understood: Understood
 
     def __len__(self) -> int:
         """How many usable samples there are."""

@@ -19,6 +19,7 @@ from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.index import Advance, Arrays, indexed, pack_json, unpack_json
 from clipkit.data.reader import Access, SampleError
+from clipkit.data.understood import Understood
 from clipkit.errors import DataError
 from clipkit.types import Pair
 
@@ -57,7 +58,9 @@ class TableReader:
         self._formats: list[_Format] = []
         self._roots = [source.image_root or files.parent(path) for path in paths]
         first = _Format(paths[0])
-        self._image, self._captions = choose_columns(source, first.columns(), paths[0])
+        columns = first.columns()
+        self._image, self._captions = choose_columns(source, columns, paths[0])
+        self.understood = columns_understood(columns, self._image, self._captions)
         dropped: Counter[str] = Counter()
         stats: list[files.FileStat] = []
         self._unlabelled = isinstance(source, LabelSource) and source.unlabelled
@@ -211,6 +214,21 @@ def choose_columns(
         named = [*reader.split_names(source.caption)] or [source.caption]
     captions = [choose(what, name, usual) for name in named]
     return image, [name for name in captions if name is not None]
+
+
+def columns_understood(columns: list[str], image: str | None, captions: list[str]) -> Understood:
+    """Says which columns are read, and which others could be the captions."""
+    usual = [
+        name
+        for name in columns
+        if name.lower().strip() in reader.CAPTION_COLUMNS and name not in (image, *captions)
+    ]
+    of = "columns" if len(captions) > 1 else "column"
+    return Understood(
+        images=f"column {image}" if image else "",
+        captions=f"{of} {', '.join(captions)}" if captions else "",
+        also=usual if captions else (),
+    )
 
 
 def read_image(folder: str, name: str) -> bytes:

@@ -47,6 +47,7 @@ from clipkit.data.index import (
 )
 from clipkit.data.reader import TURN, Access, SampleError
 from clipkit.data.tar import list_tar
+from clipkit.data.understood import Understood
 from clipkit.errors import DataError
 from clipkit.types import Pair
 
@@ -146,6 +147,7 @@ class TarReader:
         self._ends = np.cumsum(self.shard_sizes, dtype=np.int64)
         if len(self) == 0 or (len(self._shards) == 1 and not len(self._shard(0).names)):
             raise DataError(self._nothing_usable(seen))
+        self.understood = self._describe_members(seen)
         self.fingerprint = files.digest(
             *(source.image, source.caption, *names, *sizes, *self.shard_sizes),
             *([] if self._count == "index" else [self._count]),
@@ -418,6 +420,22 @@ class TarReader:
             number = int(name) if len(name) < 10 else -1
             name = self._class_names[number] if 0 <= number < len(self._class_names) else ""
         return reader.class_captions(name, self.source) if name.strip() else []
+
+    def _describe_members(self, seen: Counter[str]) -> Understood:
+        images = [f".{name}" for name in self._image if name in seen]
+        captions = [
+            f"json.{wanted.field}"
+            if wanted.field
+            else " ".join(f".{name}" for name in wanted.extensions if name in seen)
+            for wanted in self._captions
+        ]
+        known = {*self._image, "json", *(n for w in self._captions for n in w.extensions)}
+        others = {name for name in (*reader.CAPTION_EXTENSIONS, _CLASS) if name in seen}
+        return Understood(
+            images=f"members {' '.join(images)}" if self.source.image != reader.NONE else "",
+            captions=f"members {', '.join(captions)}" if captions else "",
+            also=sorted(f".{name}" for name in others - known),
+        )
 
     def _nothing_usable(self, seen: Counter[str]) -> str:
         found = ", ".join(f".{name} ({count})" for name, count in seen.most_common(8))

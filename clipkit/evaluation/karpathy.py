@@ -13,6 +13,7 @@ from clipkit.config.schema import SourceConfig
 from clipkit.data import files
 from clipkit.data.reader import Access, caption_texts
 from clipkit.data.table import read_image
+from clipkit.data.understood import Understood
 from clipkit.errors import DataError
 from clipkit.types import Pair
 
@@ -72,6 +73,9 @@ class KarpathyReader:
                 )
             self._images = [(name.rsplit("/", 1)[-1], texts) for name, texts in self._images]
         self.shard_sizes = [len(self._images)]
+        self.understood = Understood(
+            images="files that the JSON names", captions=f"sentences of the split {split}"
+        )
         self.fingerprint = files.digest(
             split, *(text for name, texts in self._images for text in (name, *texts))
         )
