@@ -1,19 +1,9 @@
-"""A source that was opened → the one line that says how it was read."""
+"""How a source was read, as its reader says it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-from clipkit.display.console import escape_control, shorten
-from clipkit.types import Pair
-
-if TYPE_CHECKING:
-    from clipkit.data.reader import Reader
-
-_SHOWN = 60  # columns that a caption or a key takes in the line
-_REASONS = 6  # named one by one; the others are added up
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,62 +29,3 @@ class Understood:
     also: Sequence[str] = ()
     unused: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
-
-
-def describe(reader: Reader) -> str:
-    """The line that a command prints of a source before it works on it.
-
-    It counts the samples, names where images and captions come from, shows the first sample that
-    can be read, and counts by reason what was left out.
-
-    Example:
-        >>> describe(open_source("photos"))
-        '5,000 rows, images: image files, captions: NAME.txt beside each image · first: 000.jpg
-        "a red circle" · left out 12: 8 no caption, 4 not an image file (.heic)'
-    """
-    from clipkit.data.reader import SampleError, samples_text
-
-    understood = reader.understood
-    first: Pair | None = None
-    for row in range(min(3, len(reader))):
-        try:
-            first = reader[row]
-            break
-        except SampleError:  # counted when it is its turn
-            continue
-    parts = [f"{samples_text(reader)} rows"]
-    if understood.images:
-        parts.append(f"images: {understood.images}")
-    if understood.captions:
-        also = f" (also there: {', '.join(understood.also)})" if understood.also else ""
-        parts.append(f"captions: {understood.captions}{also}")
-    an_image = understood.an_image
-    if not an_image and first is not None and first.others:
-        an_image = f"{1 + len(first.others)}"
-    if an_image not in ("", "1"):
-        parts.append(f"{an_image} an image")
-    line = ", ".join(parts)
-    if first is not None:
-        line += f" · first: {_of(first)}"
-    left_out = {**reader.dropped}
-    for reason, count in understood.unused.items():
-        left_out[reason] = left_out.get(reason, 0) + count
-    if told := _left_out(left_out):
-        line += f" · {told}"
-    return escape_control(" · ".join([line, *understood.notes]))
-
-
-def _of(pair: Pair) -> str:
-    caption = "" if pair.caption is None else f' "{shorten(pair.caption.strip(), _SHOWN)}"'
-    return f"{shorten(pair.key, _SHOWN)}{caption}"
-
-
-def _left_out(reasons: Mapping[str, int]) -> str:
-    total = sum(reasons.values())
-    if not total:
-        return ""
-    ordered = sorted(reasons.items(), key=lambda each: -each[1])
-    named = [f"{count:,} {reason}" for reason, count in ordered[:_REASONS]]
-    if rest := sum(count for _, count in ordered[_REASONS:]):
-        named.append(f"{rest:,} for other reasons")
-    return f"left out {total:,}: {', '.join(named)}"
