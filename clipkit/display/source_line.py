@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from clipkit.data.mixture import MixtureReader
 from clipkit.data.reader import Reader, SampleError, samples_text
-from clipkit.display.console import escape_control, shorten
+from clipkit.display.console import escape_control, remark, shorten
 from clipkit.types import Pair
 
 _SHOWN = 60  # columns that a caption or a key takes in the line
 _REASONS = 6  # named one by one; the others are added up
+
+
+def remark_source(reader: Reader, *, name: str = "") -> None:
+    """Prints on stderr how a source was read; of a mixture, a line for each of its sources.
+
+    Args:
+        reader: of the source.
+        name: stands before the line, where a command reads several.
+    """
+    for part in reader.parts if isinstance(reader, MixtureReader) else [reader]:
+        remark(f"{name}{part.source.path}: {describe(part)}")
 
 
 def describe(reader: Reader) -> str:

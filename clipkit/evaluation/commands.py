@@ -71,6 +71,7 @@ def run_eval(args: argparse.Namespace) -> int:
             remark_cut,
             source_name,
         )
+        from clipkit.display.source_line import remark_source
         from clipkit.encoder import load
         from clipkit.evaluation.embedding import Job
         from clipkit.evaluation.gallery import retrieval_gallery
@@ -81,6 +82,8 @@ def run_eval(args: argparse.Namespace) -> int:
     # A list, of keywords for one, is one question.
     reader = open_source(SourceConfig(path=args.source, caption=args.caption, captions="join"))
     galleries = [open_source(SourceConfig(path=path, caption="none")) for path in args.gallery]
+    for each in [reader, *galleries]:
+        remark_source(each)
     encoder = load(args.model)
     workers = default_workers() if args.workers is None else args.workers
     job = Job(encoder, args.batch_size, workers, progress=True)
@@ -90,9 +93,6 @@ def run_eval(args: argparse.Namespace) -> int:
     metrics = summarise(collected, device=encoder.device)
     header, rows = metric_rows({"": metrics})
     print(format_table(header, [[row[0].strip(), *row[1:]] for row in rows], right=range(1, 9)))
-    for each in [reader, *galleries]:
-        for reason, number in each.dropped.items():
-            remark(f"{each.source.path}: left out {number:,} × {reason}")
     if collected.skipped:
         first = collected.skipped[0]
         remark(f"{len(collected.skipped)} samples skipped; {first.origin}: {first.reason}")

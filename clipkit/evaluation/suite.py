@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.config.load import options_from_dict, read_yaml
+from clipkit.display.source_line import remark_source
 from clipkit.errors import ClipkitError, ConfigError, Preempted
 from clipkit.evaluation.standard_sets import standard_set, wds_keys
 from clipkit.evaluation.tasks import KINDS
@@ -52,6 +53,12 @@ class Suite:
         for task in self.tasks:
             with self.naming(task):
                 task.open(progress=progress)
+
+    def remark_sources(self) -> None:
+        """Prints on stderr how the sources of each task were read; they are open."""
+        for task in self.tasks:
+            for reader in task.readers:
+                remark_source(reader, name=f"{task.name}: ")
 
 
 def load_suite(path: str | Path) -> Suite:

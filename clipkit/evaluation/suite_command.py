@@ -45,6 +45,8 @@ def run_suite_command(args: argparse.Namespace) -> int:
     with _together(ranks), plain_warnings():
         suite = rank_zero_first(lambda: load_suite(args.suite), ranks)
         rank_zero_first(lambda: suite.open(progress=rank == 0), ranks)
+        if rank == 0:
+            suite.remark_sources()
         encoder = rank_zero_first(lambda: load(args.model, device=launched_device()), ranks)
         out, table = at_rank_zero(lambda: _places(args.out, encoder, suite), ranks) or (None, None)
         job = Job(

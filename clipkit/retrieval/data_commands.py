@@ -75,6 +75,7 @@ def run_check(args: argparse.Namespace) -> int:
     from clipkit.data.check import check_source
     from clipkit.data.tokenize import load_tokenizer
     from clipkit.display.console import default_workers, plain_warnings, progress_bar, remark
+    from clipkit.display.source_line import remark_source
 
     source = SourceConfig(
         path=args.source,
@@ -85,6 +86,7 @@ def run_check(args: argparse.Namespace) -> int:
     )
     with plain_warnings():
         reader = open_source(source)
+        remark_source(reader)
         length = _context_length(args.tokenizer)
         tokenizer = load_tokenizer(args.tokenizer, context_length=length) if length else None
         with progress_bar("check", len(reader), "sample") as bar:

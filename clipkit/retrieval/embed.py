@@ -24,6 +24,7 @@ from clipkit.config.schema import SourceConfig
 from clipkit.data import Reader, build_eval_loader, files
 from clipkit.data.reader import NONE
 from clipkit.display.console import default_workers, progress_bar, remark
+from clipkit.display.source_line import remark_source
 from clipkit.encoder import Encoder, load
 from clipkit.errors import CheckpointError, ConfigError, DataError, Preempted
 from clipkit.inputs import MAX_IMAGE_PIXELS
@@ -118,6 +119,8 @@ def embed(
         encoder.refuse_int8()
     show = progress and rank == 0
     reader = open_wanted(source, images=images, texts=texts, progress=show)
+    if show:
+        remark_source(reader)
     images, texts = images and reader.source.image != NONE, texts and reader.source.caption != NONE
     wanted: dict[str, Any] = {
         **encoder_hashes(encoder),

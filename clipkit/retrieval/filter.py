@@ -29,6 +29,7 @@ from clipkit.data.reader import NONE
 from clipkit.data.sample_list import write_list
 from clipkit.data.workers import WorkerLoader
 from clipkit.display.console import progress_bar
+from clipkit.display.source_line import remark_source
 from clipkit.encoder import Encoder, load
 from clipkit.errors import CheckpointError, ConfigError, DataError
 from clipkit.inputs import MAX_IMAGE_PIXELS
@@ -130,6 +131,8 @@ def filter_source(
     if conditions.needs_model and model is not None:
         encoder = model if isinstance(model, Encoder) else load(model)
     whole = open_source(source, progress=progress)
+    if progress:
+        remark_source(whole)
     if conditions.scored and NONE in (whole.source.image, whole.source.caption):
         raise DataError(f"{source.path}: without images or captions there is nothing to score.")
     chosen = _choose(whole, conditions, encoder, workers, progress)

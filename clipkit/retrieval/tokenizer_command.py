@@ -110,6 +110,7 @@ def _open(path: str, columns: str | None) -> dict[str, Reader]:
     from clipkit.config.schema import SourceConfig
     from clipkit.data import open_source
     from clipkit.data.reader import NONE, split_names
+    from clipkit.display.source_line import remark_source
     from clipkit.errors import ConfigError, DataError
 
     if columns is not None and (not split_names(columns) or NONE in split_names(columns)):
@@ -117,6 +118,7 @@ def _open(path: str, columns: str | None) -> dict[str, Reader]:
     readers = {}
     for name in split_names(columns) if columns else [None]:
         reader = open_source(SourceConfig(path=path, image=NONE, caption=name))
+        remark_source(reader)
         readers[name or reader.source.caption or "captions"] = reader
     for name, reader in readers.items():
         if not any(text.strip() for text in reader.captions()):

@@ -47,7 +47,7 @@ from clipkit.training.meter import Meter
 from clipkit.training.optim import build_optimizer, set_learning_rate
 from clipkit.training.peers import Peers
 from clipkit.training.run import check_unchanged
-from clipkit.training.samples import count_skipped, left_out, shares, skips
+from clipkit.training.samples import count_skipped, shares, skips
 from clipkit.training.saving import Saver, restore
 from clipkit.training.schedule import learning_rate
 from clipkit.training.spikes import Spikes
@@ -211,7 +211,7 @@ def _train(
             leave(step, stopped_by(error))
 
     if accelerator.is_main_process:
-        for line in [*state.damaged, *changed, *left_out(reader), *reader.damage]:
+        for line in [*state.damaged, *changed, *reader.damage]:
             log.say(line)
         log.say(_headline(config, reader, model, start, steps, accelerator))
         if isinstance(reader, MixtureReader):

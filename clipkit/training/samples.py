@@ -13,6 +13,7 @@ from clipkit.data.remote import use_cache
 from clipkit.errors import DataError
 from clipkit.types import Batch
 
+HOLDOUT = "holdout"  # the split that ``data.holdout`` makes of the training samples
 # Counted beside the skips.
 _NOT_SKIPS = ("truncated caption", "replaced text", "non-finite step", "sample")
 
@@ -31,7 +32,7 @@ def open_data(config: Config, *, progress: bool = True) -> tuple[Reader, dict[st
     check_reach(reader, config.data)
     splits = {}
     if config.data.holdout:
-        reader, splits["holdout"] = hold_back(reader, config.data.holdout)
+        reader, splits[HOLDOUT] = hold_back(reader, config.data.holdout)
     for name, source in config.data.evaluate.items():
         splits[name] = open_source(source, progress=progress)
     wanted = config.eval.splits
@@ -108,9 +109,3 @@ def shares(reader: MixtureReader, positions: int) -> str:
             f"{name} {count / positions:.2%} ({count:,} samples, {count / len(part):.2f} epochs)"
         )
     return f"mixture: {', '.join(told)}"
-
-
-def left_out(reader: Reader) -> list[str]:
-    """A line for each reason for which a source leaves samples out."""
-    path = reader.source.path
-    return [f"{path}: left out {count:,} × {why}" for why, count in reader.dropped.items()]

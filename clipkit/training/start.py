@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from clipkit.config import Config
 from clipkit.data import Reader
+from clipkit.display.source_line import remark_source
 from clipkit.encoder import Encoder
 from clipkit.errors import ConfigError
 from clipkit.evaluation.suite import Suite, load_suite
@@ -22,7 +23,7 @@ from clipkit.models import DualEncoder
 from clipkit.training.build import build_accelerator, build_training_model
 from clipkit.training.faults import main_first
 from clipkit.training.run import prepare_tokenizer, resolve_preprocess
-from clipkit.training.samples import check_damage, open_data, total_steps
+from clipkit.training.samples import HOLDOUT, check_damage, open_data, total_steps
 from clipkit.training.stages import Stage, build_stages
 from clipkit.training.step import parts_of
 from clipkit.training.tracking import check_trackers
@@ -97,6 +98,9 @@ def begin(config: Config, *, planned: bool = False, **options: Any) -> Start:
     reader, eval_readers = main_first(  # the others find the index made
         accelerator, lambda: open_data(config, progress=accelerator.is_main_process)
     )
+    if accelerator.is_main_process:
+        for each in [reader, *(r for n, r in eval_readers.items() if n != HOLDOUT)]:
+            remark_source(each)
     check_damage(reader, config.data.max_loss_share)
     batch_size = config.train.batch_size
     if batch_size > len(reader):
@@ -107,6 +111,8 @@ def begin(config: Config, *, planned: bool = False, **options: Any) -> Start:
         )
     steps = total_steps(config, len(reader))
     suite = main_first(accelerator, lambda: _open_suite(config, accelerator.is_main_process))
+    if suite is not None and accelerator.is_main_process:
+        suite.remark_sources()
     return Start(config, accelerator, parts, reader, eval_readers, steps, suite)
 
 

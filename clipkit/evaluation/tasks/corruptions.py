@@ -63,6 +63,7 @@ class CorruptionsTask(Task):
         self.data = LabelledData(
             options.data, options.label, options.class_names, progress=progress
         )
+        self.readers = [self.data.reader]
 
     def run(self, job: Job) -> TaskResult | None:
         options, reader, ask = self.options, self.data.reader, ask_labels(False)

@@ -40,6 +40,7 @@ class GeometryTask(Task):
 
     def open(self, *, progress: bool = False) -> None:
         self.reader = open_source(self.options.data, progress=progress)
+        self.readers = [self.reader]
 
     def run(self, job: Job) -> TaskResult | None:
         collected = embed_retrieval_set(

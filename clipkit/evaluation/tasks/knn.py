@@ -47,6 +47,7 @@ class KnnTask(Task):
             raise ConfigError(f"temperature: {options.temperature}; give a number above 0")
         sources = {"train": options.train, "data": options.data}
         self.sets = LabelledSets(sources, options.label, options.class_names, progress=progress)
+        self.readers = self.sets.readers
 
     def run(self, job: Job) -> TaskResult | None:
         embedded = self.sets.embed(job)

@@ -46,6 +46,7 @@ class LinearProbeTask(Task):
         if options.validation is not None:
             sources["validation"] = options.validation
         self.sets = LabelledSets(sources, options.label, options.class_names, progress=progress)
+        self.readers = self.sets.readers
 
     def run(self, job: Job) -> TaskResult | None:
         embedded = self.sets.embed(job)

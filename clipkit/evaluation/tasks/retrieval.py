@@ -58,6 +58,7 @@ class RetrievalTask(Task):
         for source in self.options.gallery:
             source.caption = source.caption or "none"
             self.galleries.append(open_source(source, progress=progress))
+        self.readers = [self.reader, *self.galleries]
 
     def run(self, job: Job) -> TaskResult | None:
         collected = embed_retrieval_set(

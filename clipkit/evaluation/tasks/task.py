@@ -26,11 +26,13 @@ class Task(ABC):
         Options: a dataclass; its fields are the keys that a task of this kind has. A
             ``SourceConfig``, or a list of them, may be given as a path.
         headline: the metrics that are shown in one line, the first that are there.
+        readers: the sources of the task, once ``open`` was called.
     """
 
     kind: ClassVar[str]
     Options: ClassVar[type]
     headline: ClassVar[tuple[str, ...]]
+    readers: list[Reader]
 
     def __init__(self, name: str, options: Any) -> None:
         self.name = name
@@ -38,7 +40,7 @@ class Task(ABC):
 
     @abstractmethod
     def open(self, *, progress: bool = False) -> None:
-        """Opens the data and checks all that can be checked without a model.
+        """Opens ``readers`` and checks all that can be checked without a model.
 
         Raises:
             ClipkitError: the task cannot be run.

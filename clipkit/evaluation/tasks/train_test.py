@@ -36,6 +36,7 @@ class LabelledSets:
 
     Attributes:
         labels: C classes.
+        readers: the sets' sources.
 
     Raises:
         ClipkitError: data that cannot be read, or a class that training has not.
@@ -53,6 +54,7 @@ class LabelledSets:
             name: LabelledData(source, label, class_names, progress=progress)
             for name, source in sources.items()
         }
+        self.readers = [each.reader for each in self._sets.values()]
         self.labels = list(self._sets["train"].classes)
         numbers = {name: c for c, name in enumerate(self.labels)}
         self._numbers: dict[str, np.ndarray] = {}  # of a set's own classes, those in ``labels``

@@ -54,6 +54,7 @@ class ZeroShotTask(Task):
         self.data = LabelledData(
             options.data, options.label, options.class_names, options.several, progress=progress
         )
+        self.readers = [self.data.reader]
 
     def run(self, job: Job) -> TaskResult | None:
         embedded = kept_source(job, self.data.reader, ask_labels(self.data.several))
