@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
+from clipkit.data.image_ids import ImageFiles, column_images, no_images, number_images, part_of
 from clipkit.data.reader import Access, SampleError
 from clipkit.data.table import choose_columns, columns_understood, read_image
 from clipkit.errors import DataError
@@ -127,7 +129,7 @@ class DatasetReader:
         if len(self) == 0:
             why = ", ".join(f"{count} with {reason}" for reason, count in self.dropped.items())
             raise DataError(f"{source.path}: no usable row{': ' + why if why else ''}.")
-        first = next(self.image_names() or iter(()), "")
+        first = "" if self._names is None else self._names[self._number(0)][self._image] or ""
         self.access = Access(remote=files.is_url(files.join(folder, first)))
         if sizes is None:
             sizes = [files.total_size([file["filename"]]) or 0 for file in loaded.cache_files]
@@ -178,11 +180,17 @@ class DatasetReader:
             except UnicodeDecodeError:
                 yield ""
 
-    def image_names(self) -> Iterator[str] | None:
-        column = self._names
-        if column is None:
-            return None
-        return (str(column[self._number(row)][self._image]) for row in range(len(self)))
+    def image_files(self) -> ImageFiles:
+        if self._image is None:
+            return no_images(len(self))
+        nested = [] if self._image in self._data.features else self._image.split(".")[1:]
+        column = self._image.split(".")[0] if nested else self._image
+        images = self._data.with_format("arrow").select_columns([column])
+        whole = column_images(images, nested, self._folder)
+        return whole if self._rows is None else part_of(whole, self._rows)
+
+    def image_ids(self) -> NDArray[np.int64] | None:
+        return number_images(self.image_files())
 
     def _image_column(self) -> Any:
         """The column of the images' paths; None where there is none."""

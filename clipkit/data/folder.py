@@ -12,8 +12,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
+from clipkit.data.image_ids import ImageFiles, named_files, number_images
 from clipkit.data.reader import Access, SampleError
 from clipkit.data.table import TableReader, read_image
 from clipkit.data.understood import Understood
@@ -117,8 +121,11 @@ class FolderReader:
             except SampleError:
                 yield ""
 
-    def image_names(self) -> None:
-        return None
+    def image_files(self) -> ImageFiles:
+        return named_files(files.join(self._folder, name) for name in self._names)
+
+    def image_ids(self) -> NDArray[np.int64] | None:
+        return number_images(self.image_files())
 
     def _where_captions(self) -> str:
         if self._texts:

@@ -27,7 +27,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -67,13 +66,14 @@ class HardNegativeOrder:
         return self._alike[places % n]
 
 
-def sort_alike(captions: Iterable[str], images: Iterable[str] | None = None, *, group: int) -> Rows:
+def sort_alike(captions: Iterable[str], images: Rows | None = None, *, group: int) -> Rows:
     """(N,) the numbers of some captions, neighbours alike; see the module for the definition.
     Their words are in memory meanwhile, as numbers.
 
     Args:
         captions: N, of which some may be empty.
-        images: the names of their images, where several rows may share one.
+        images: (N,) the numbers of their images, the same for rows that share one; None where
+            no two do.
         group: G, samples that are to stand together.
     """
     numbers: dict[str, int] = {}  # of words, in place of which they are kept
@@ -87,12 +87,12 @@ def sort_alike(captions: Iterable[str], images: Iterable[str] | None = None, *, 
     rank = {numbers[name]: place for place, (_, name) in enumerate(common, start=1)}
     keys = np.zeros((len(words), _RAREST), dtype=np.uint32)  # 0: no more words
     turns = np.zeros(len(words), dtype=np.int64)
-    of_words, of_image = Counter[tuple[int, ...]](), Counter[str]()
-    of_rows = repeat("") if images is None else images
-    for row, (of_one, image) in enumerate(zip(words, of_rows, strict=images is not None)):
+    of_words, of_image = Counter[tuple[int, ...]](), Counter[int]()
+    numbered = np.arange(len(words)) if images is None else images
+    for row, (of_one, image) in enumerate(zip(words, numbered.tolist(), strict=True)):
         ranks = sorted({rank[word] for word in of_one if word in rank})[:_RAREST]
         keys[row, : len(ranks)] = ranks
-        turn = max(of_words[of_one], 0 if images is None else of_image[image])
+        turn = max(of_words[of_one], of_image[image])
         turns[row] = turn
         of_words[of_one] = of_image[image] = turn + 1
     alike = np.lexsort((*keys.T[::-1], turns))

@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
+from clipkit.data.image_ids import ImageFiles, number_images, part_of
 from clipkit.data.mixture import MixtureReader
 from clipkit.data.reader import Reader
 from clipkit.data.rng import Purpose, permutation
@@ -49,9 +51,12 @@ class PartReader:
     def captions(self) -> Iterator[str]:
         return self._ours(self.whole.captions())
 
-    def image_names(self) -> Iterator[str] | None:
-        names = self.whole.image_names()
-        return None if names is None else self._ours(names)
+    def image_files(self) -> ImageFiles | None:
+        whole = self.whole.image_files()
+        return None if whole is None else part_of(whole, self.rows)
+
+    def image_ids(self) -> NDArray[np.int64] | None:
+        return number_images(self.image_files())
 
     def _ours(self, values: Iterator[str]) -> Iterator[str]:
         ours = np.zeros(len(self.whole), dtype=bool)
@@ -65,40 +70,70 @@ def hold_back(reader: Reader, share: float) -> tuple[Reader, Reader]:
     """Splits a source at random, always in the same way.
 
     The choice depends on the samples alone, not on the run's seed, so that runs with several
-    seeds are judged on the same samples. Images are what is chosen: all captions of one stay
-    on one side.
+    seeds are judged on the same samples. Images are what is chosen: all rows that show one, by
+    the content of its file, are on one side, in whichever sources of a mixture they are. Each
+    source of a mixture is split by the same share.
 
     Args:
         reader: the whole.
-        share: of the samples to hold back, above 0 and below 1; at least one is.
+        share: of the images to hold back, above 0 and below 1; at least one is.
 
     Returns:
-        What is left to train on, and what is held back.
+        The part to train on, and the part that is held back.
 
     Raises:
-        DataError: all rows are of one image.
+        DataError: all rows of a source show one image, or which do cannot be known.
     """
-    if isinstance(reader, MixtureReader):
-        pairs = [hold_back(part, share) for part in reader.parts]
-        return reader.like([kept for kept, _ in pairs]), reader.like([back for _, back in pairs])
-    images = _numbered_images(reader)
-    count = int(images.max()) + 1
-    if count < 2:
+    images = reader.image_ids()
+    if images is None:
         raise DataError(
-            f"{reader.source.path}: one image alone cannot be split by data.holdout; set it to 0"
+            f"{reader.source.path}: data.holdout keeps the rows of one image together, and which "
+            "these are, only an index of the shards tells. Set count of the source to index, "
+            "which reads all shards once, or name a split under data.evaluate and set "
+            "data.holdout to 0."
         )
-    back = min(count - 1, max(1, round(share * count)))
-    held = np.zeros(count, dtype=bool)
-    held[permutation(0, Purpose.HOLDOUT, size=count)[:back]] = True
-    of_row = held[images]
-    return PartReader(reader, np.flatnonzero(~of_row)), PartReader(reader, np.flatnonzero(of_row))
+    parts = reader.parts if isinstance(reader, MixtureReader) else [reader]
+    ends = np.cumsum([len(part) for part in parts])
+    side = np.full(int(images.max()) + 1, _OPEN, dtype=np.int8)  # of each image
+    trained: list[Reader] = []
+    held: list[Reader] = []
+    for part, ours in zip(parts, np.split(images, ends[:-1]), strict=True):
+        _choose(side, ours, share, part.source.path)
+        of_row = side[ours]
+        trained.append(PartReader(part, np.flatnonzero(of_row == _TRAINED)))
+        held.append(PartReader(part, np.flatnonzero(of_row == _HELD)))
+    if isinstance(reader, MixtureReader):
+        return reader.like(trained), reader.like(held)
+    return trained[0], held[0]
 
 
-def _numbered_images(reader: Reader) -> np.ndarray:
-    """(N,) the number of each row's image, in order of first appearance."""
-    names = reader.image_names()
-    if names is None:
-        return np.arange(len(reader))
-    numbers: dict[bytes, int] = {}
-    digests = (hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=16) for name in names)
-    return np.array([numbers.setdefault(d.digest(), len(numbers)) for d in digests])
+_OPEN, _TRAINED, _HELD = 0, 1, 2
+
+
+def _choose(side: NDArray[np.int8], images: NDArray[np.int64], share: float, path: str) -> None:
+    """Chooses a side for those images of one source that no source before it has.
+
+    Args:
+        side: (M,) of every image; filled in.
+        images: (N,) the number of each row's image.
+        share: of the source's images to hold back.
+        path: the source.
+
+    Raises:
+        DataError: a side has none.
+    """
+    first = np.sort(np.unique(images, return_index=True)[1])
+    ours = images[first]  # in order of first appearance
+    if len(ours) < 2:
+        raise DataError(f"{path}: one image alone cannot be split by data.holdout; set it to 0.")
+    back = min(len(ours) - 1, max(1, round(share * len(ours))))
+    drawn = ours[permutation(0, Purpose.HOLDOUT, size=len(ours))]
+    free = drawn[side[drawn] == _OPEN]
+    more = max(0, back - int((side[ours] == _HELD).sum()))
+    side[free] = _TRAINED
+    side[free[:more]] = _HELD
+    if len(np.unique(side[ours])) < 2:
+        raise DataError(
+            f"{path}: its images are in the sources before it too, and data.holdout has put all "
+            "of them on one side; leave this source out of the mixture, or set data.holdout to 0."
+        )

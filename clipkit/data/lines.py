@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipkit.config.schema import SourceConfig
 from clipkit.data import files, reader
+from clipkit.data.image_ids import ImageFiles, no_images, number_images
 from clipkit.data.index import Advance, Arrays, indexed
 from clipkit.data.reader import Access
 from clipkit.data.understood import Understood
@@ -89,8 +91,11 @@ class LineReader:
             for i in range(size):
                 yield self._text(number, i)
 
-    def image_names(self) -> None:
-        return None
+    def image_files(self) -> ImageFiles:
+        return no_images(len(self))
+
+    def image_ids(self) -> NDArray[np.int64] | None:
+        return number_images(self.image_files())
 
     def _find(self, row: int) -> tuple[int, int]:
         """The file of a row, and which of its texts it is."""

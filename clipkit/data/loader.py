@@ -122,7 +122,7 @@ def build_order(reader: Reader, config: DataConfig, seed: int) -> RowOrder:
     """
     if group := config.hard_negatives:
         check_reach(reader, config)
-        alike = sort_alike(reader.captions(), reader.image_names(), group=group)
+        alike = sort_alike(reader.captions(), reader.image_ids(), group=group)
         return HardNegativeOrder(alike, seed=seed, group=group)
 
     def chunk(part: Reader) -> int:

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipkit.config.schema import SourceConfig
 from clipkit.data import files
+from clipkit.data.image_ids import ImageFiles, joined, number_images
 from clipkit.data.mixture_order import BLOCK, positions_a_block
 from clipkit.data.reader import TURN, Access, Reader
 from clipkit.data.understood import Understood
@@ -64,8 +66,13 @@ class MixtureReader:
         for part in self.parts:
             yield from part.captions()
 
-    def image_names(self) -> None:
-        return None  # whoever needs them asks the parts
+    def image_files(self) -> ImageFiles | None:
+        parts = [part.image_files() for part in self.parts]
+        known = [part for part in parts if part is not None]
+        return joined(known) if len(known) == len(parts) else None
+
+    def image_ids(self) -> NDArray[np.int64] | None:
+        return number_images(self.image_files())
 
     def drawn(self, positions: int) -> list[int]:
         """How many of the first ``positions`` samples come from each source, within a block."""

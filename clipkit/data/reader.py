@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files
+from clipkit.data.image_ids import ImageFiles
 from clipkit.data.understood import Understood
 from clipkit.errors import DataError
 from clipkit.types import Pair
@@ -114,8 +118,14 @@ class Reader(Protocol):
         """All captions in row order, without reading images; empty where there is none."""
         ...
 
-    def image_names(self) -> Iterator[str] | None:
-        """The name of each row's image, where several rows may share one; else None."""
+    def image_files(self) -> ImageFiles | None:
+        """The image files of the rows, to be told apart by their content; None as below."""
+        ...
+
+    def image_ids(self) -> NDArray[np.int64] | None:
+        """(N,) a number for each row's image, in order of first appearance: the same for rows
+        whose image files have the same content. None where that would mean reading all of a
+        remote source."""
         ...
 
 

@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
+from clipkit.data.image_ids import ImageFiles, named_files, no_images, number_images
 from clipkit.data.index import Advance, Arrays, indexed, pack_json, unpack_json
 from clipkit.data.reader import Access, SampleError
 from clipkit.data.understood import Understood
@@ -120,8 +122,13 @@ class TableReader:
         for _, captions, _ in self.records():
             yield captions[0] if captions else ""
 
-    def image_names(self) -> Iterator[str] | None:
-        return (name for name, _, _ in self.records()) if self._image else None
+    def image_files(self) -> ImageFiles:
+        if not self._image:
+            return no_images(len(self))
+        return named_files(self.place(row)[0] for row in range(len(self)))
+
+    def image_ids(self) -> NDArray[np.int64] | None:
+        return number_images(self.image_files())
 
     def records(self) -> Iterator[tuple[str, list[str], _Record]]:
         """(image name, captions, all columns) of each row, without reading images."""

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
+from clipkit.data.image_ids import NO_IMAGE, ImageFiles, number_images
 from clipkit.data.index import (
     Advance,
     Arrays,
@@ -198,14 +199,30 @@ class TarReader:
                 raw = self._member(path, shard.fields, i, 2**20) if of_fields else None
                 yield next(iter(self._texts(path, shard, i, _parse_fields(raw))), "")
 
-    def image_names(self) -> None:
-        return None
+    def image_files(self) -> ImageFiles | None:
+        if self._count != "index" and self.access.remote and not self._is_indexed():
+            return None
+        sizes = np.full(len(self), NO_IMAGE, dtype=np.int64)
+        checksums = np.zeros(len(self), dtype=np.int64)
+        for number, (end, rows) in enumerate(zip(self._ends, self.shard_sizes, strict=True)):
+            offset, size, checksum = self._shard(number).image
+            there = np.flatnonzero(offset[:rows] >= 0)
+            sizes[end - rows + there] = size[there]
+            checksums[end - rows + there] = checksum[there]
+        return ImageFiles(np.arange(len(self)), sizes, lambda numbers: checksums[numbers])
+
+    def image_ids(self) -> NDArray[np.int64] | None:
+        return number_images(self.image_files())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": OrderedDict(), "_kept_rows": 0, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.RLock())
+
+    def _is_indexed(self) -> bool:
+        """Whether every shard's index lies beside it, so that none need be read for it."""
+        return not self.access.estimated and all(map(has_index_beside, self._paths))
 
     def _how_to_count(self, told: list[int | None], estimate: bool) -> str:
         count = self.source.count

@@ -9,8 +9,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from clipkit.config.schema import SourceConfig
 from clipkit.data import files
+from clipkit.data.image_ids import ImageFiles, named_files, number_images
 from clipkit.data.reader import Access, caption_texts
 from clipkit.data.table import read_image
 from clipkit.data.understood import Understood
@@ -102,8 +106,11 @@ class KarpathyReader:
     def captions(self) -> Iterator[str]:
         return (captions[0] if captions else "" for _, captions in self._images)
 
-    def image_names(self) -> None:
-        return None
+    def image_files(self) -> ImageFiles:
+        return named_files(map(self.locate, range(len(self))))
+
+    def image_ids(self) -> NDArray[np.int64] | None:
+        return number_images(self.image_files())
 
 
 def _read_images(path: str) -> list[dict[str, Any]]:
