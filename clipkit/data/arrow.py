@@ -120,7 +120,9 @@ class DatasetReader:
             raise DataError(f"{source.path}: cannot be loaded ({_cause(error)}).") from error
         self._class_names: dict[str, list[str]] = {}  # of columns of class labels
         self._image, self._captions = self._choose(loaded, datasets)
-        self.understood = columns_understood(list(loaded.column_names), self._image, self._captions)
+        self.understood = columns_understood(
+            list(loaded.column_names), self._image, self._captions, classes=bool(self._class_names)
+        )
         self._data = self._plain(loaded, datasets)
         self._names = self._image_column()
         captions = hashlib.sha256()

@@ -85,7 +85,9 @@ class FolderReader:
         if len(images) > len(self._names):
             self.dropped["no caption"] = len(images) - len(self._names)
         self.shard_sizes = [len(self)]
-        self.understood = Understood(images="image files", captions=self._where_captions())
+        self.understood = Understood(
+            images="image files", captions=self._where_captions(), classes=self._from_folders
+        )
         used = [*self._names, *self._texts.values()]
         size = files.total_size(files.join(folder, name) for name in used)
         captions = [record[_CAPTION] for record in self._metadata.values()]

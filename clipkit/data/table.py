@@ -223,7 +223,9 @@ def choose_columns(
     return image, [name for name in captions if name is not None]
 
 
-def columns_understood(columns: list[str], image: str | None, captions: list[str]) -> Understood:
+def columns_understood(
+    columns: list[str], image: str | None, captions: list[str], *, classes: bool = False
+) -> Understood:
     """Says which columns are read, and which others could be the captions."""
     usual = [
         name
@@ -235,6 +237,7 @@ def columns_understood(columns: list[str], image: str | None, captions: list[str
         images=f"column {image}" if image else "",
         captions=f"{of} {', '.join(captions)}" if captions else "",
         also=usual if captions else (),
+        classes=classes,
     )
 
 

@@ -20,6 +20,8 @@ class Understood:
         also: columns, fields or members that look like captions and are not read.
         unused: what lies in the source and is not read, with counts, by kind: ``not an image
             file (.heic)``.
+        classes: whether the captions are made of the names of classes: of folders, ``.cls`` members
+            or class labels.
         notes: further sentences without a full stop, such as the encoding that was found.
     """
 
@@ -28,4 +30,5 @@ class Understood:
     an_image: str = ""
     also: Sequence[str] = ()
     unused: Mapping[str, int] = field(default_factory=dict)
+    classes: bool = False
     notes: Sequence[str] = ()

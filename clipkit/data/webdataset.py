@@ -452,6 +452,7 @@ class TarReader:
             images=f"members {' '.join(images)}" if self.source.image != reader.NONE else "",
             captions=f"members {', '.join(captions)}" if captions else "",
             also=sorted(f".{name}" for name in others - known),
+            classes=any(wanted.extensions == (_CLASS,) for wanted in self._captions),
         )
 
     def _nothing_usable(self, seen: Counter[str]) -> str:
