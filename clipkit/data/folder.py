@@ -150,7 +150,7 @@ class FolderReader:
                 raise DataError(f"{path}: it vanished; start again.") from None
             except OSError:
                 raise SampleError("unreadable caption file") from None
-            return [raw.decode("utf-8-sig", "replace")]
+            return [reader.decode_text(raw)]
         if name in self._metadata:
             return [str(self._metadata[name][_CAPTION]), *self._others.get(name, [])]
         if not self._from_folders:

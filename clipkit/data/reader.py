@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,18 +25,25 @@ CAPTION_EXTENSIONS = ("txt", "caption", "text")
 IMAGE_COLUMNS = (
     *("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "image_bytes"),
     *("image_path", "img_path", "filepath", "file_path", "image_file", "file_name", "filename"),
+    *("image_name", "img_name", "imagename"),
     *("path", "file", "image_url", "img_url", "url"),
 )
 CAPTION_COLUMNS = (
     *("caption", "text", "txt", "captions", "title", "description", "sentence"),
-    *("sentences", "alt_text", "alt", "prompt"),
+    *("sentences", "alt_text", "alt", "prompt", "comment"),
 )
 LABEL_COLUMNS = ("label", "labels", "class", "classes", "category", "target", "cls")
 # ``image: none`` or ``caption: none`` in a config: the source has none, and none are needed.
 NONE = "none"
 MAX_IMAGE_BYTES = 256 * 2**20  # more is no photograph; it would have to be read whole
 MAX_CAPTION_BYTES = 2**20
-
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+# In cp1252 there are neither control characters nor these five bytes; halves of surrogate pairs
+# and a character that is cut at the end come from UTF-8.
+_NO_CP1252 = re.compile(
+    rb"[\x00-\x08\x0e-\x1f\x7f\x81\x8d\x8f\x90\x9d]"
+    rb"|\xed[\xa0-\xbf][\x80-\xbf]|[\xe0-\xf4][\x80-\xbf]{1,2}\Z"
+)
 
 LOST = "lost to a damaged shard"
 CUT, CHANGED = "shard cut short", "bytes changed since the shard was indexed"
@@ -171,7 +179,7 @@ def read_class_names(source: SourceConfig) -> list[str] | None:
     if path is None:
         return None
     try:
-        lines = files.read_all(path, 2**24).decode("utf-8-sig", "replace").splitlines()
+        lines = decode_text(files.read_all(path, 2**24)).splitlines()
     except OSError as error:
         raise DataError(f"{path}: class_names cannot be read ({error.strerror}).") from error
     if not any(lines):
@@ -189,15 +197,60 @@ def _text(value: Any) -> str | None:
         return None
     if isinstance(value, list | tuple):
         return ", ".join(text for item in value if (text := _text(item))) or None
-    return value.decode("utf-8-sig", "replace") if isinstance(value, bytes) else str(value)
+    return decode_text(value) if isinstance(value, bytes) else str(value)
 
 
 def field_of(record: Any, path: str) -> Any:
-    """The column ``path``, or ``a.b`` of nested dictionaries; None where it is not there."""
+    """The column ``path``, or a field inside it.
+
+    ``a.b`` is the field b of a; where a is a list, b of each of its items that has one, as a
+    list; ``a.1`` is item 1 of the list, from 0 on. None where there is no such field.
+    """
     if isinstance(record, dict) and path in record:  # a column's name may hold a dot
         return record[path]
-    for name in path.split("."):
-        if not isinstance(record, dict):
+    value, names = record, path.split(".")
+    for number, name in enumerate(names):
+        if isinstance(value, list | tuple):
+            if not name.isdecimal():
+                return _of_each(value, ".".join(names[number:]))
+            value = value[int(name)] if int(name) < len(value) else None
+        elif isinstance(value, dict):
+            value = value.get(name)
+        else:
             return None
-        record = record.get(name)
-    return record
+    return value
+
+
+def _of_each(items: Sequence[Any], path: str) -> list[Any] | None:
+    """The field ``path`` of all items in one list; None where no item has it."""
+    found: list[Any] = []
+    for item in items:
+        value = field_of(item, path)
+        if isinstance(value, list | tuple):
+            found += value
+        elif value is not None:
+            found.append(value)
+    return found or None
+
+
+def decode_text(raw: bytes) -> str:
+    """The text that bytes of a data set hold.
+
+    They are UTF-8, with a byte order mark or without, or UTF-16 with one. Bytes that are no
+    UTF-8, and hold no letter beyond ASCII that is, are read as cp1252, in which Windows programs
+    of the West save text. All else is UTF-8 with U+FFFD in place of what is not.
+    """
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if raw.startswith(_UTF_16):
+            return raw.decode("utf-16", "replace")
+        return raw.decode("cp1252" if is_cp1252(raw) else "utf-8-sig", "replace")
+
+
+def is_cp1252(raw: bytes) -> bool:
+    """Whether ``decode_text`` reads these bytes as cp1252."""
+    if raw.isascii() or raw.startswith(_UTF_16) or _NO_CP1252.search(raw):
+        return False
+    text = raw.decode("utf-8", "replace")  # a byte order mark is not ASCII
+    return "\ufffd" in text and text.replace("\ufffd", "").isascii()

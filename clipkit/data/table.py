@@ -280,8 +280,11 @@ class _Format:
             self._is_whole = text.startswith(b"[") or whole
             return
         line = start.decode("utf-8-sig", "replace").split("\n", 1)[0]
-        # Many tools write tabs or semicolons into files called .csv.
-        self.delimiter = "\t" if name.endswith(".tsv") else max(",\t;", key=line.count)
+        # Many tools write tabs, semicolons or bars into files called .csv.
+        bare = re.sub('"[^"]*"', "", line)
+        self.delimiter = "\t" if name.endswith(".tsv") and "\t" in bare else _separator(bare)
+        # ``image, caption`` and ``image| caption``: the space is no part of the values.
+        self._spaced = 0 < bare.count(self.delimiter) == bare.count(f"{self.delimiter} ")
         if "\r" in line.rstrip("\r"):
             raise DataError(
                 f"{path}: its lines end with CR alone, as on old Macs; save it with line feeds."
@@ -345,7 +348,7 @@ class _Format:
         decoded = (line.decode("utf-8-sig", "replace") for line in lines)
         # The reader takes as many lines as a record has, so that the lines' place after a
         # record is the record's end, also where quoted texts hold line breaks.
-        parsed = csv.reader(decoded, delimiter=self.delimiter or ",")
+        parsed = csv.reader(decoded, delimiter=self.delimiter or ",", skipinitialspace=self._spaced)
         next(parsed, None)  # the header
         start = lines.at
         for values in parsed:
@@ -402,9 +405,17 @@ class _Format:
         if self.delimiter == "\t":
             return [_unquoted(value) for value in text.rstrip("\r\n").split("\t")]
         try:
-            return next(csv.reader([text], delimiter=self.delimiter or ","), [])
+            return next(
+                csv.reader([text], delimiter=self.delimiter or ",", skipinitialspace=self._spaced),
+                [],
+            )
         except csv.Error as error:
             raise ValueError(str(error)) from error
+
+
+def _separator(header: str) -> str:
+    """What separates the columns that a header names."""
+    return max(",\t;|", key=header.count)
 
 
 def _unquoted(value: str) -> str:

@@ -432,7 +432,7 @@ class TarReader:
 
     def _of_class(self, raw: bytes | None) -> list[str]:
         """The captions that a ``.cls`` member stands for: it holds a class's number or name."""
-        name = (raw or b"").decode("utf-8-sig", "replace").strip()
+        name = reader.decode_text(raw or b"").strip()
         if self._class_names is not None and name.isdecimal():
             number = int(name) if len(name) < 10 else -1
             name = self._class_names[number] if 0 <= number < len(self._class_names) else ""
@@ -540,7 +540,7 @@ def _read_json(path: str) -> dict[str, Any]:
 
 def _parse_fields(raw: bytes | None) -> dict[str, Any]:
     try:
-        fields = json.loads(raw.decode("utf-8-sig", "replace")) if raw else None
+        fields = json.loads(reader.decode_text(raw)) if raw else None
     except (ValueError, RecursionError):  # broken JSON costs the sample its fields, not its life
         return {}
     return fields if isinstance(fields, dict) else {}

@@ -32,6 +32,7 @@ from clipkit.data import (
     open_source,
 )
 from clipkit.data.decode import decode_pixels
+from clipkit.data.reader import decode_text
 from clipkit.data.tokenize import clean_caption
 from clipkit.encoder import Encoder
 from clipkit.errors import ClipkitError, DataError
@@ -255,7 +256,7 @@ def test_each_caption_has_one_verdict_and_the_same_ids_wherever_it_goes(
             loaded(tiny_encoder, source, training=training)[0] for training in (True, False)
         )
         served = encoded_inputs(
-            tiny_encoder, tiny_encoder.encode_text, raw.decode("utf-8-sig", "replace"), "input_ids"
+            tiny_encoder, tiny_encoder.encode_text, decode_text(raw), "input_ids"
         )
         assert time.monotonic() - began < 5, name
         if kept is None:
@@ -279,7 +280,7 @@ def test_each_caption_has_one_verdict_and_the_same_ids_wherever_it_goes(
 def test_each_caption_becomes_the_text_it_should_and_stays_that(name):
     raw, kept = CAPTIONS[name]
     began = time.monotonic()
-    assert clean_caption(raw.decode("utf-8-sig", "replace")) == kept
+    assert clean_caption(decode_text(raw)) == kept
     assert time.monotonic() - began < 1
     assert clean_caption(kept) == kept
 

@@ -97,12 +97,45 @@ def test_quoted_line_breaks_commas_and_byte_order_marks_are_read(folder):
     assert reader[1].metadata == {"id": "2"}
 
 
-@pytest.mark.parametrize(("name", "separator"), [("t.tsv", "\t"), ("t.csv", "\t"), ("t.csv", ";")])
+@pytest.mark.parametrize(
+    ("name", "separator"),
+    [("t.tsv", "\t"), ("t.csv", "\t"), ("t.csv", ";"), ("t.csv", "|"), ("t.csv", "| ")],
+)
 def test_other_separators_are_found(folder, name, separator):
     # open_clip's tables are tab-separated .csv files with these columns.
     rows = [("filepath", "title"), ("pictures/a.jpg", "red, round"), ("pictures/b.jpg", "blue")]
     reader = open_table(folder, name, "".join(separator.join(row) + "\n" for row in rows))
     assert list(reader.captions()) == ["red, round", "blue"]
+
+
+def test_bars_with_spaces_as_in_flickr30k_are_read(folder):
+    rows = "".join(f"{n}.jpg| {i}| A {n} , {i} .\n" for n in "ab" for i in range(2))
+    content = "image_name| comment_number| comment\n" + rows + "c.jpg| 4   A dog runs .\n"
+    reader = open_table(folder, "results.csv", content, image_root=str(folder / "pictures"))
+    assert list(reader.captions()) == ["A a , 0 .", "A a , 1 .", "A b , 0 .", "A b , 1 ."]
+    assert reader[2].key == "b.jpg"
+    assert reader[2].image == (folder / "pictures" / "b.jpg").read_bytes()
+    assert reader[2].metadata == {"comment_number": "0"}
+    assert reader.dropped == {"no caption": 1}
+    spaced = 'image, caption\npictures/a.jpg, "red, round"\n'
+    assert open_table(folder, "s.csv", spaced)[0].caption == "red, round"
+
+
+def test_field_paths_go_into_lists(folder):
+    record = {
+        "image": "pictures/a.jpg",
+        "sentences": [{"raw": "one", "n": 1}, {"raw": "two"}, {"tokens": ["x"]}],
+        "conversations": [{"from": "human", "value": "<image> what?"}, {"value": "a dog"}],
+    }
+    content = json.dumps(record) + "\n"
+    for caption, wanted in [
+        ("sentences.raw", ["one", "two"]),
+        ("sentences.1.raw", ["two"]),
+        ("conversations.1.value", ["a dog"]),
+        ("conversations.1.value,sentences.raw", ["a dog", "one", "two"]),
+    ]:
+        pair = open_table(folder, "t.jsonl", content, caption=caption)[0]
+        assert [pair.caption, *pair.others] == wanted
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.json", "lines.json", "named.json"])
