@@ -6,7 +6,12 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clipkit.display.arguments import count, positive
+from clipkit.display.arguments import (
+    add_source_arguments,
+    count,
+    positive,
+    source_from,
+)
 from clipkit.imports import quick_imports
 
 if TYPE_CHECKING:
@@ -25,9 +30,7 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FOLDER", help="of a suite's results; RUN/eval/SUITE where it is left out"
     )
-    parser.add_argument(
-        "--caption", metavar="FIELD", help="the field with the captions, e.g. json.keywords"
-    )
+    add_source_arguments(parser)
     parser.add_argument(
         "--gallery",
         action="extend",
@@ -80,7 +83,7 @@ def run_eval(args: argparse.Namespace) -> int:
         from clipkit.evaluation.run_suite import run_folder
 
     # A list, of keywords for one, is one question.
-    reader = open_source(SourceConfig(path=args.source, caption=args.caption, captions="join"))
+    reader = open_source(source_from(args, args.source, captions="join"))
     galleries = [open_source(SourceConfig(path=path, caption="none")) for path in args.gallery]
     for each in [reader, *galleries]:
         remark_source(each)

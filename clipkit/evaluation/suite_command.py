@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+from clipkit.display.arguments import source_options
 from clipkit.display.console import default_workers, format_table, plain_warnings, remark
 from clipkit.encoder import Encoder, load
 from clipkit.errors import ConfigError
@@ -31,7 +32,7 @@ _WAIT = timedelta(hours=12)  # for a rank that embeds its share, or for what ran
 def run_suite_command(args: argparse.Namespace) -> int:
     """Measures a model by all tasks of a suite, prints a table, writes the results."""
     for option, given in (
-        ("--caption", args.caption),
+        *((f"--{key.replace('_', '-')}", value) for key, value in source_options(args).items()),
         ("--gallery", args.gallery),
         ("--json", args.json),
         ("--html", args.html),

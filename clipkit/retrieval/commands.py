@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from clipkit.display.arguments import count, positive
+from clipkit.display.arguments import add_source_arguments, count, positive, source_from
 from clipkit.imports import quick_imports
 
 _NO_CAPTION = ("no caption", "empty caption")  # reasons to leave a sample out
@@ -15,10 +15,7 @@ def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run, or a model's folder or hub name")
     parser.add_argument("source", help="images, with captions or without, or texts: see docs/store")
     parser.add_argument("out", help="the folder of the store; run again, it is gone on with")
-    parser.add_argument(
-        "--caption", metavar="FIELD", help="the field with the captions; none: images only"
-    )
-    parser.add_argument("--image", metavar="FIELD", help="the field with the images")
+    add_source_arguments(parser)
     parser.add_argument("--only", choices=("images", "texts"), help="embed these alone")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="samples at a time (256)")
     parser.add_argument(
@@ -50,7 +47,6 @@ def run_embed(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     with quick_imports():
-        from clipkit.config.schema import SourceConfig
         from clipkit.display.console import plain_warnings, remark, remark_cut
         from clipkit.errors import ConfigError
         from clipkit.retrieval.embed import embed
@@ -65,7 +61,7 @@ def run_embed(args: argparse.Namespace) -> int:
     with plain_warnings():
         store = embed(
             args.model,
-            SourceConfig(path=args.source, image=args.image, caption=args.caption),
+            source_from(args, args.source),
             args.out,
             images=args.only != "texts",
             texts=args.only != "images",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from clipkit.display.arguments import add_pair_arguments, positive
+from clipkit.display.arguments import add_source_arguments, count, positive, source_from
 from clipkit.retrieval.filter_command import add_filter_arguments
 from clipkit.retrieval.tokenizer_command import add_tokenizer_arguments
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from clipkit.data.check import Findings, Repeats
 
 _SHEET = 48  # thumbnails
-_FORMATS = ("auto", "webdataset", "parquet", "table", "folder", "datasets")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -38,8 +37,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
-    add_pair_arguments(parser)
-    parser.add_argument("--format", choices=_FORMATS, default="auto", help="of the source")
+    add_source_arguments(parser)
+    parser.add_argument("--workers", type=count, metavar="N", help="processes that decode")
     parser.add_argument(
         "--tokenizer", metavar="FOLDER", help="count tokens, and captions that would be cut"
     )
@@ -48,9 +47,12 @@ def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_pack_arguments(parser: argparse.ArgumentParser) -> None:
-    add_pair_arguments(parser)
+    add_source_arguments(parser, format_option="--source-format")
+    parser.add_argument("--workers", type=count, metavar="N", help="processes that decode")
     parser.add_argument("out", help="the folder of the shards; run again, it is gone on with")
-    parser.add_argument("--format", choices=("webdataset", "parquet"), default="webdataset")
+    parser.add_argument(
+        "--format", choices=("webdataset", "parquet"), default="webdataset", help="of the shards"
+    )
     parser.add_argument("--list", metavar="LIST", help="only what clipkit data filter listed there")
     parser.add_argument("--shard-size", type=_bytes, default=256 * 10**6, metavar="256MB")
     parser.add_argument(
@@ -70,20 +72,13 @@ def run_check(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from clipkit.atomic import write_text
-    from clipkit.config.schema import SourceConfig
     from clipkit.data import open_source
     from clipkit.data.check import check_source
     from clipkit.data.tokenize import load_tokenizer
     from clipkit.display.console import default_workers, plain_warnings, progress_bar, remark
     from clipkit.display.source_line import remark_source
 
-    source = SourceConfig(
-        path=args.source,
-        format=args.format,
-        image=args.image,
-        caption=args.caption,
-        count="index",
-    )
+    source = source_from(args, args.source, count="index")
     with plain_warnings():
         reader = open_source(source)
         remark_source(reader)
@@ -111,7 +106,7 @@ def run_pack(args: argparse.Namespace) -> int:
     """Writes shards, and says what is in them and what is not."""
     from contextlib import ExitStack
 
-    from clipkit.config.schema import FilterConfig, SourceConfig
+    from clipkit.config.schema import FilterConfig
     from clipkit.data.pack import Packing, pack
     from clipkit.display.console import default_workers, plain_warnings, progress_bar, remark
     from clipkit.errors import ConfigError
@@ -129,13 +124,7 @@ def run_pack(args: argparse.Namespace) -> int:
     bars = []
     with plain_warnings(), ExitStack() as stack:
         packed = pack(
-            SourceConfig(
-                path=args.source,
-                image=args.image,
-                caption=args.caption,
-                count="index",
-                filter=FilterConfig(list=args.list),
-            ),
+            source_from(args, args.source, count="index", filter=FilterConfig(list=args.list)),
             args.out,
             packing,
             workers=default_workers() if args.workers is None else args.workers,

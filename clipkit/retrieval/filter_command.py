@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from clipkit.display.arguments import add_pair_arguments, count, positive
+from clipkit.display.arguments import add_source_arguments, count, positive, source_from
 
 
 def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``clipkit data filter``."""
-    add_pair_arguments(parser)
+    add_source_arguments(parser)
+    parser.add_argument("--workers", type=count, metavar="N", help="processes that decode")
     parser.add_argument("out", help="the list to write, a .parquet file")
     parser.add_argument("--min-edge", type=positive, metavar="PIXELS", help="of the shorter edge")
     parser.add_argument("--max-aspect", type=float, metavar="R", help="longer edge over shorter")
@@ -43,7 +44,7 @@ def run_filter(args: argparse.Namespace) -> int:
     """Writes a list, and says what is left out and why."""
     import numpy as np
 
-    from clipkit.config.schema import FilterConfig, SourceConfig
+    from clipkit.config.schema import FilterConfig
     from clipkit.display.console import default_workers, format_table, plain_warnings, remark
     from clipkit.retrieval.filter import Conditions, filter_source
 
@@ -62,7 +63,7 @@ def run_filter(args: argparse.Namespace) -> int:
     )
     with plain_warnings():
         chosen = filter_source(
-            SourceConfig(path=args.source, image=args.image, caption=args.caption, count="index"),
+            source_from(args, args.source, count="index"),
             args.out,
             conditions,
             model=args.model,

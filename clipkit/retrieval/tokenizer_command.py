@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from clipkit.display.arguments import positive
+from clipkit.display.arguments import add_source_arguments, positive, source_from
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,9 +25,7 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
         "out", nargs="?", metavar="OUT",
         help="the tokenizer's folder, for preprocess.tokenizer; without it none is trained",
     )  # fmt: skip
-    parser.add_argument(
-        "--caption", metavar="COL[,COL]", help="the columns or members with the captions"
-    )
+    add_source_arguments(parser, images=False)
     parser.add_argument(
         "--vocab-size", type=positive, default=8192, metavar="N", help="tokens at most (8192)"
     )
@@ -68,8 +66,8 @@ def run_tokenizer(args: argparse.Namespace) -> int:
     with plain_warnings():
         tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         others = {name: load_tokenizer(name, context_length=length) for name in args.compare}
-        measured = _open(args.evaluate, args.caption) if args.evaluate else None
-        readers = _open(args.source, args.caption) if out or measured is None else {}
+        measured = _open(args, args.evaluate) if args.evaluate else None
+        readers = _open(args, args.source) if out or measured is None else {}
         if out is not None:
             captions = (text for _, text in _captions(readers, _BY_SCRIPT, args.max_captions))
             with progress_bar("read", None, "caption") as bar:
@@ -105,19 +103,19 @@ def run_tokenizer(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(path: str, columns: str | None) -> dict[str, Reader]:
+def _open(args: argparse.Namespace, path: str) -> dict[str, Reader]:
     """A reader for each caption column, by its name."""
-    from clipkit.config.schema import SourceConfig
     from clipkit.data import open_source
     from clipkit.data.reader import NONE, split_names
     from clipkit.display.source_line import remark_source
     from clipkit.errors import ConfigError, DataError
 
+    columns = args.caption
     if columns is not None and (not split_names(columns) or NONE in split_names(columns)):
         raise ConfigError(f"--caption: {columns!r}; name the columns that hold captions.")
     readers = {}
     for name in split_names(columns) if columns else [None]:
-        reader = open_source(SourceConfig(path=path, image=NONE, caption=name))
+        reader = open_source(source_from(args, path, image=NONE, caption=name))
         remark_source(reader)
         readers[name or reader.source.caption or "captions"] = reader
     for name, reader in readers.items():
