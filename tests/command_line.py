@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -18,3 +19,8 @@ ENVIRONMENT = {
     "COLUMNS": "100",
     "PYTHONUNBUFFERED": "1",
 }
+
+
+def remarks(err: str) -> list[str]:
+    """The lines of stderr but those that say how a source was read."""
+    return [line for line in err.splitlines() if not re.search(r": (about )?[\d,]+ rows[, ]", line)]

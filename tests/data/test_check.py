@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import Run
+from command_line import Run, remarks
 from sample_files import encoded, pair_members, photo, write_tar
 
 from clipkit.cli import main
@@ -92,7 +92,7 @@ def test_the_real_command_line_prints_tables_and_a_page(
         "data", "check", "photos", "--tokenizer", "tokenizer", "--workers", 1,
         "--html", "page.html", cwd=tmp_path,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "clipkit: the page is page.html\n")
+    assert (done.returncode, remarks(done.stderr)) == (0, ["clipkit: the page is page.html"])
     lines = [re.split(r"  +", line) for line in done.stdout.splitlines()]
     for expected in (
         ["samples", "14"],
@@ -143,5 +143,5 @@ def test_images_alone_and_mistakes(
     ):
         assert main(["data", "check", *arguments, "--workers", "0"]) == code, arguments
         err = capsys.readouterr().err
-        assert len(err.splitlines()) == 1, err
+        assert len(remarks(err)) == 1, err
         assert message in err

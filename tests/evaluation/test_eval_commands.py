@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from command_line import remarks
 from tiny_model import noise_image, noise_shard, png_bytes, write_shard
 
 from clipkit.cli import main
@@ -54,7 +55,7 @@ def test_eval_by_another_field(
     assert main([*command, "json.words"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[-1] == "4"
     assert main([*command, "json.nothing"]) == 3
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert len(remarks(capsys.readouterr().err)) == 1
 
 
 def test_eval_says_what_it_left_out(
@@ -65,7 +66,7 @@ def test_eval_says_what_it_left_out(
     data = write_shard(tmp_path / "a.tar", samples)
     assert main(["eval", str(tiny_folder), str(data), "--workers", "0"]) == 0
     err = capsys.readouterr().err
-    assert "left out 1 × no caption" in err
+    assert "left out 1: 1 no caption" in err
     assert "1 samples skipped; " in err
     assert "HTML, not an image" in err
 

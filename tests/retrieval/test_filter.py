@@ -287,7 +287,7 @@ def test_training_takes_a_list_and_a_resume_refuses_a_changed_one(
     trained = clipkit("train", page)
     assert trained.returncode == 0, trained.stderr
     said = " ".join(trained.stderr.split())  # in lines of a hundred columns
-    assert f"left out {64 - len(rows)} × filtered: not in the list" in said
+    assert f"left out {64 - len(rows)}: {64 - len(rows)} filtered: not in the list" in said
 
     assert run_filter(shard, out, "--max-caption", 13, "--workers", 0, "--overwrite") == 0
     refused = clipkit("train", page, "train.steps=4", "--allow-change", "train.steps")

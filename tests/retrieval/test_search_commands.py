@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import remarks
 from small_stores import cut_store
 from tiny_model import noise_image, noise_shard, save_tiny_model
 
@@ -89,7 +90,7 @@ def test_another_model_and_other_mistakes_end_in_one_line(
         assert main(list(map(str, command))) == code, command
         out, err = capsys.readouterr()
         assert out == ""
-        assert len(err.splitlines()) == 1, err
+        assert len(remarks(err)) == 1, err
         assert message in err
     assert not (tmp_path / "out").exists()
 

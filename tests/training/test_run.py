@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command_line import ENVIRONMENT, ROOT, Run
+from command_line import ENVIRONMENT, ROOT, Run, remarks
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -295,7 +295,7 @@ def test_a_mistake_ends_in_one_line_and_its_exit_code(
     }
     result = clipkit("train", *(argument.format(**names) for argument in arguments))
     assert result.returncode == code, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("clipkit: ")]
+    lines = [line for line in remarks(result.stderr) if line.startswith("clipkit: ")]
     assert len(lines) == 1, result.stderr
     assert message.format(**names) in lines[0]
     assert "Traceback" not in result.stderr
