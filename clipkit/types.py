@@ -26,6 +26,8 @@ class Pair:
             e.g. ``data/train-003.tar, sample 000123``.
         metadata: the sample's other fields, where the source has them.
         others: further captions, to choose from when training.
+        class_number: of the sample's class, where the source numbers its classes.
+        class_name: of the sample's class, as the source writes it.
     """
 
     key: str
@@ -34,6 +36,8 @@ class Pair:
     origin: str
     metadata: dict[str, Any] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
+    class_number: int | None = None
+    class_name: str | None = None
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ from clipkit.data.check import image_kind, usable
 from clipkit.data.reader import NONE, Reader, SampleError
 from clipkit.data.source import open_source
 from clipkit.data.tar import BLOCK
-from clipkit.data.webdataset import write_index
+from clipkit.data.tar_index import write_index
 from clipkit.data.workers import WorkerLoader
 from clipkit.errors import CheckpointError, ConfigError, DataError
 from clipkit.types import Pair, Skip

@@ -2,13 +2,22 @@
 
 Python's ``tarfile`` reads the same formats (ustar, GNU long names, pax); this keeps what
 stands before a damage and says where that is, is ten times faster, and cannot extract.
+
+A file may hold several archives end to end, as ``cat a.tar b.tar`` makes it: after the end mark of
+one (two to forty blocks of zeros) begins the next. All are read, and each is a part of its own.
+A hard link stands for the member of the same part that it names; symbolic links, devices and
+sparse files are passed over and counted.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from clipkit.errors import DataError
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
@@ -17,23 +26,82 @@ _MAX_CHECKED = 2**28
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _MAX_EXTENDED_HEADER = 2**20  # names longer than this are an attack or garbage
 _MAX_PADDING = 2 * 20 * BLOCK  # what tar writes after the end mark, and as much again
+_MAX_BLANK = 64  # bytes of a text that are looked at
+_FILES = (b"0", b"\0", b"7")
+_PASSED = {
+    b"1": "hard link to a file that is not in the tar",
+    b"2": "symbolic link",
+    b"3": "device",
+    b"4": "device",
+    b"6": "named pipe",
+}
+# How a file begins, what it is then, and what makes a plain tar of it.
+_COMPRESSED = (
+    (b"\x1f\x8b", "gzip", "gunzip -c"),
+    (b"BZh", "bzip2", "bunzip2 -c"),
+    (b"\xfd7zXZ\0", "xz", "unxz -c"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "unzstd -c"),
+)
 
 
 @dataclass(slots=True)
 class TarListing:
-    """Regular files of an archive, and what is wrong with it.
+    """Regular files of a tar, and what is wrong with it.
 
     Attributes:
-        members: (name, offset, size) of each.
+        members: (name, offset, size) of each; of a hard link, the place of what it names.
         checksums: CRC-32 of each one's data; -1 of those above 256 MiB.
+        parts: the number of the archive that each is in, where several are laid end to end.
+        blank: whether each is empty, or holds white space alone.
+        passed: members that are no files, by kind.
         damage: a sentence for each place where it is damaged.
         lost: bytes that were passed over there; how many were cut off, nobody can know.
     """
 
     members: list[tuple[bytes, int, int]] = field(default_factory=list)
     checksums: list[int] = field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
+    blank: list[bool] = field(default_factory=list)
+    passed: Counter[str] = field(default_factory=Counter)
     damage: list[str] = field(default_factory=list)
     lost: int = 0
+
+    def drop_last(self) -> None:
+        """Forgets the last member."""
+        for each in (self.members, self.checksums, self.parts, self.blank):
+            del each[-1]
+
+
+class _Entry(NamedTuple):
+    """A header that stands for a member: ``target`` is what a link names, empty for a file;
+    ``kind`` the type that the header says."""
+
+    name: bytes
+    kind: bytes
+    offset: int
+    size: int
+    target: bytes
+    part: int
+
+
+def refuse_compressed(path: str, start: bytes) -> None:
+    """Refuses a compressed file, whatever it is called: its members cannot be read one by one.
+
+    Args:
+        path: of the file.
+        start: its first bytes, six or more.
+
+    Raises:
+        DataError: it is compressed; the command that unpacks it is named.
+    """
+    for magic, kind, command in _COMPRESSED:
+        if start.startswith(magic):
+            name = path.replace("\\", "/").rsplit("/", 1)[-1]
+            stem = name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
+            raise DataError(
+                f"{path}: is compressed with {kind}, and samples are read from any place of a tar, "
+                f"so it must be a plain one: {command} {name} > {stem}-plain.tar"
+            )
 
 
 class _Damage(Exception):
@@ -48,8 +116,6 @@ def list_tar(
     """Reads an archive from the start to the end mark. Where it is damaged, it goes on at the
     next valid header, so that what stands before and after the damage is kept.
 
-    Links, devices, folders and sparse files are passed over.
-
     Args:
         read: read(offset, size) → bytes, fewer only at the end of the file.
         size: of the file, in bytes.
@@ -60,12 +126,13 @@ def list_tar(
     """
     listing = TarListing()
     blocks = _Blocks(read, size)
-    told, start, resumed = 0, 0, 0
+    told, start, resumed, part = 0, 0, 0, 0
+    places: dict[tuple[int, bytes], int] = {}  # the last member of each name, for links
     while True:
         try:
-            for name, offset, length in _members(blocks, start, size):
-                listing.members.append((name, offset, length))
-                listing.checksums.append(_checksum(blocks, offset, length))
+            for entry in _members(blocks, start, size, part):
+                part = entry.part
+                _list(listing, entry, blocks, places)
                 if blocks.at - told > _READ_AHEAD:
                     advance(blocks.at - told)
                     told = blocks.at
@@ -81,10 +148,40 @@ def list_tar(
             listing.lost += max(0, found - damage.at)
             listing.damage.append(f"{damage}; the next member is at byte {found}")
             while listing.members and sum(listing.members[-1][1:]) > found:
-                del listing.members[-1], listing.checksums[-1]
+                listing.drop_last()
             start, resumed = found, found + 1
     advance(size - told)
     return listing
+
+
+def _list(
+    listing: TarListing, entry: _Entry, blocks: _Blocks, places: dict[tuple[int, bytes], int]
+) -> None:
+    """Adds a file, or the file that a hard link names; counts what is neither."""
+    if entry.kind == b"1":
+        number = places.get((entry.part, entry.target.removeprefix(b"./")), -1)
+        if 0 <= number < len(listing.members):
+            _, offset, size = listing.members[number]
+            listing.members.append((entry.name, offset, size))
+            listing.checksums.append(listing.checksums[number])
+            listing.blank.append(listing.blank[number])
+            listing.parts.append(entry.part)
+            return
+    if entry.kind not in _FILES:
+        listing.passed[_PASSED.get(entry.kind, "sparse file")] += 1
+        return
+    places[entry.part, entry.name.removeprefix(b"./")] = len(listing.members)
+    listing.members.append((entry.name, entry.offset, entry.size))
+    listing.checksums.append(_checksum(blocks, entry.offset, entry.size))
+    listing.blank.append(
+        entry.size <= _MAX_BLANK and _is_blank(blocks.get(entry.offset, entry.size))
+    )
+    listing.parts.append(entry.part)
+
+
+def _is_blank(data: bytes) -> bool:
+    text = data.decode("utf-8", "replace").replace("\0", "").replace("\ufeff", "")
+    return not text.strip()
 
 
 def _checksum(blocks: _Blocks, offset: int, length: int) -> int:
@@ -133,8 +230,26 @@ class _Blocks:
         return self._window[begin : begin + size]
 
 
-def _members(blocks: _Blocks, at: int, size: int) -> Iterator[tuple[bytes, int, int]]:
+def _next_archive(blocks: _Blocks, at: int, size: int) -> int | None:
+    """The first header behind an end mark at ``at``; None where the file ends with it.
+
+    Raises:
+        _Damage: something else follows.
+    """
+    rest = size - at
+    following = blocks.get(at, min(rest, _MAX_PADDING + 2 * BLOCK))
+    zeros = (len(following) - len(following.lstrip(b"\0"))) // BLOCK * BLOCK
+    header = following[zeros : zeros + BLOCK]
+    if len(header) == BLOCK and zeros >= 2 * BLOCK and _checksum_fits(header):
+        return at + zeros
+    if rest > _MAX_PADDING + BLOCK or _MAGIC in following:
+        raise _Damage(at, f"its last {rest} bytes are behind an end mark at byte {at}")
+    return None
+
+
+def _members(blocks: _Blocks, at: int, size: int, part: int) -> Iterator[_Entry]:
     long_name: bytes | None = None
+    long_target: bytes | None = None
     pax: dict[bytes, bytes] = {}
     while True:
         if at >= size:
@@ -145,10 +260,11 @@ def _members(blocks: _Blocks, at: int, size: int) -> Iterator[tuple[bytes, int, 
         if len(header) < BLOCK:
             raise _Damage(at, f"it is cut short inside a header, at byte {size}")
         if header == _ZEROS:
-            rest = size - at
-            if rest > _MAX_PADDING + BLOCK or _MAGIC in blocks.get(at, rest):
-                raise _Damage(at, f"its last {rest} bytes are behind an end mark at byte {at}")
-            return
+            following = _next_archive(blocks, at, size)
+            if following is None:
+                return
+            at, part = following, part + 1
+            continue
         if not _checksum_fits(header):
             raise _Damage(at, f"there is no valid header at byte {at}")
         kind, length, data = header[156:157], _number(header[124:136], at), at + BLOCK
@@ -160,6 +276,8 @@ def _members(blocks: _Blocks, at: int, size: int) -> Iterator[tuple[bytes, int, 
                 raise _Damage(at, f"it is cut short inside a header, at byte {size}")
             if kind == b"L":
                 long_name = content.split(b"\0", 1)[0]
+            elif kind == b"K":
+                long_target = content.split(b"\0", 1)[0]
             elif kind in b"xX":
                 pax = _pax_records(content, at)
             at = data + _padded(length)
@@ -167,8 +285,9 @@ def _members(blocks: _Blocks, at: int, size: int) -> Iterator[tuple[bytes, int, 
         if b"size" in pax:
             length = _decimal(pax[b"size"], at)
         name = pax.get(b"path") or long_name or _short_name(header)
+        target = pax.get(b"linkpath") or long_target or header[157:257].split(b"\0", 1)[0]
         sparse = kind == b"S" or any(key.startswith(b"GNU.sparse") for key in pax)
-        long_name, pax = None, {}
+        long_name, long_target, pax = None, None, {}
         if kind == b"S" and header[482]:
             while True:  # the map of a sparse file goes on in blocks of its own
                 more = blocks.get(data)
@@ -180,8 +299,8 @@ def _members(blocks: _Blocks, at: int, size: int) -> Iterator[tuple[bytes, int, 
         if data + length > size:
             shown = name.decode("utf-8", "replace")[:100]
             raise _Damage(at, f"it is cut short at byte {size}, inside {shown!r}")
-        if kind in (b"0", b"\0", b"7") and not sparse and not name.endswith(b"/"):
-            yield name, data, length
+        if kind != b"5" and not name.endswith(b"/"):
+            yield _Entry(name, b"S" if sparse else kind, data, length, target, part)
         at = data + _padded(length)
 
 

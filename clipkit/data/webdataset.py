@@ -1,8 +1,8 @@
 """WebDataset shards → pairs: random access into tars by an index; nothing is ever extracted.
 
-Members of one key (the name up to the first dot of its last part) are one sample; member
-names are opaque keys, never paths. Only the members that hold the image, the captions and
-``.json`` fields are read.
+Which members are one sample, :mod:`clipkit.data.tar_samples` tells; member names are opaque keys,
+never paths. Only the members that hold the image, the captions, the class and ``.json`` fields are
+read.
 
 How samples are counted (``count`` of the source; ``auto`` is ``index`` for local shards):
 
@@ -17,17 +17,14 @@ How samples are counted (``count`` of the source; ``auto`` is ``index`` for loca
 
 from __future__ import annotations
 
-import io
 import json
-import re
 import threading
 import warnings
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,49 +33,45 @@ from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.image_ids import NO_IMAGE, ImageFiles, number_images
 from clipkit.data.index import (
-    Advance,
     Arrays,
     has_index_beside,
     indexed,
     open_index,
-    pack_json,
-    pack_texts,
     unpack_json,
     unpack_text,
 )
+from clipkit.data.packed_fields import PackedFields
 from clipkit.data.reader import TURN, Access, SampleError
-from clipkit.data.tar import list_tar
+from clipkit.data.tar_captions import CLASS, FIELDS, TarCaptions
+from clipkit.data.tar_index import (
+    KIND,
+    Places,
+    count_extensions,
+    counts_of,
+    find_members,
+    index_tar,
+    keys_to_first_dot,
+)
+from clipkit.data.tar_samples import UNCLEAR
 from clipkit.data.understood import Understood
 from clipkit.errors import DataError
 from clipkit.types import Pair
 
-_KIND = "tar 2"
-_KEPT_ROWS = 4_000_000  # of shard indexes in memory, some 60 bytes each
-_CLASS, _ARRAY = "cls", "npy"
-_NAME = re.compile(rb"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # key, extension
-
-
+_KEPT_ROWS = 4_000_000  # of shard indexes in memory, some 80 bytes each
 _MAX_SAMPLES = 2**40  # of a shard, for sizes.json; more is nonsense
-# (S,) offsets, -1 where there is none; sizes; CRC-32, -1 where it is not known.
-_Places = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
-
-
-class _Wanted(NamedTuple):
-    """Where a caption may be: the first of these members that is there, or a JSON field."""
-
-    extensions: tuple[str, ...]
-    field: str | None = None
+_KINDS = 20  # of members that are not read, named one by one
 
 
 @dataclass(slots=True)
 class _Shard:
     """The samples of one shard that have a row."""
 
-    image: _Places
-    captions: list[_Places]  # by what is wanted
-    fields: _Places
+    image: Places
+    captions: list[Places]  # by what is wanted
+    fields: Places
+    label: Places
     keys: tuple[NDArray[np.uint8], NDArray[np.int64]]
-    names: NDArray[np.int64]  # (S,) the sample's number among all, usable or not
+    names: NDArray[np.intp]  # (S,) the sample's number among all, usable or not
 
 
 class TarReader:
@@ -109,8 +102,9 @@ class TarReader:
         self._kept_rows = 0
         self._lock = threading.RLock()
         self._image = [source.image.lower()] if source.image else list(reader.IMAGE_EXTENSIONS)
-        self._captions = self._wanted_captions()
-        self._class_names = reader.read_class_names(source)
+        self._captions = TarCaptions(source)
+        named = [*self._image, *(e for w in self._captions.wanted for e in w.extensions)]
+        self._to_first_dot = any("." in extension for extension in named)
         told = self._read_sizes()
         self._count = self._how_to_count(told, estimate)
         remote = any(map(files.is_url, paths))
@@ -121,19 +115,8 @@ class TarReader:
         )
         # Also where the others are indexed later, the first one shows what the captions are.
         now = paths if self._count == "index" else paths[:1]
-        seen: Counter[str] = Counter()
         dropped: Counter[str] = Counter()
-        loaded = indexed(now, _index_tar, kind=_KIND, progress=progress)
-        for number, (path, stat, arrays) in enumerate(loaded):
-            self._stats[number] = stat
-            self._look_for_captions(path, arrays)
-            seen.update(unpack_json(arrays["seen"]))
-            shard = self._select(arrays, dropped)
-            self._keep(number, shard)
-            self.shard_sizes.append(len(shard.names))
-            damage, lost = self._damage(path, stat, arrays, told[number])
-            self.damage += damage
-            self.lost += lost
+        seen = self._open_shards(now, dropped, told, progress=progress)
         names = [path.replace("\\", "/").rsplit("/", 1)[-1] for path in paths]
         if self._count == "sizes":
             self.shard_sizes = [samples or 0 for samples in told]
@@ -147,8 +130,8 @@ class TarReader:
             sizes = [stat.size for stat in self._stats if stat is not None]
         self._ends = np.cumsum(self.shard_sizes, dtype=np.int64)
         if len(self) == 0 or (len(self._shards) == 1 and not len(self._shard(0).names)):
-            raise DataError(self._nothing_usable(seen))
-        self.understood = self._describe_members(seen)
+            raise DataError(self._nothing_usable(seen.members))
+        self.understood = self._describe(seen)
         self.fingerprint = files.digest(
             *(source.image, source.caption, *names, *sizes, *self.shard_sizes),
             *([] if self._count == "index" else [self._count]),
@@ -163,16 +146,18 @@ class TarReader:
         if shard.image[1][i] > reader.MAX_IMAGE_BYTES:
             raise SampleError("image file too large")
         image = self._member(path, shard.image, i, reader.MAX_IMAGE_BYTES)
-        raw = self._member(path, shard.fields, i, reader.MAX_CAPTION_BYTES)
-        metadata = _parse_fields(raw)
-        captions = self._texts(path, shard, i, metadata)
+        captions, packed = self._texts(path, shard, i)
+        label = self._member(path, shard.label, i, reader.MAX_CAPTION_BYTES)
+        class_number, class_name = self._captions.class_of(label, packed)
         return Pair(
             key=key,
             image=image,
             caption=captions[0] if captions else None,
             origin=f"{path}, sample {key}",
-            metadata=metadata,
+            metadata=packed.metadata,
             others=captions[1:],
+            class_number=class_number,
+            class_name=class_name,
         )
 
     def locate(self, row: int) -> str:
@@ -189,15 +174,18 @@ class TarReader:
         return self._paths[number], None if offset < 0 else offset
 
     def captions(self) -> Iterator[str]:
-        of_fields = any(wanted.field for wanted in self._captions)
+        of_fields = self._captions.of_fields
         for number, path in enumerate(self._paths):
             shard = self._shard(number)
             for i in range(self.shard_sizes[number]):
                 if i >= len(shard.names):
                     yield ""
                     continue
-                raw = self._member(path, shard.fields, i, 2**20) if of_fields else None
-                yield next(iter(self._texts(path, shard, i, _parse_fields(raw))), "")
+                try:
+                    texts, _ = self._texts(path, shard, i, with_fields=of_fields)
+                except SampleError:
+                    texts = []
+                yield texts[0] if texts else ""
 
     def image_files(self) -> ImageFiles | None:
         if self._count != "index" and self.access.remote and not self._is_indexed():
@@ -223,6 +211,31 @@ class TarReader:
     def _is_indexed(self) -> bool:
         """Whether every shard's index lies beside it, so that none need be read for it."""
         return not self.access.estimated and all(map(has_index_beside, self._paths))
+
+    def _open_shards(
+        self, paths: list[str], dropped: Counter[str], told: list[int | None], *, progress: bool
+    ) -> _Seen:
+        """Indexes shards, keeps their samples, and tells what there is."""
+        seen = _Seen(Counter(), Counter(), Counter())
+        looked = False
+        loaded = indexed(paths, index_tar, kind=KIND, progress=progress)
+        for number, (path, stat, whole) in enumerate(loaded):
+            arrays = self._own_keys(whole)
+            self._stats[number] = stat
+            if not looked and len(arrays["key_ends"]):
+                self._captions.look(path, arrays, find_members(arrays, self._image))
+                looked = True
+            seen.members += count_extensions(arrays)
+            seen.unused.update(unpack_json(arrays["unused"]))
+            seen.counts.update(counts_of(arrays))
+            seen.several += int(arrays["parts"]) > 1
+            shard = self._select(arrays, dropped)
+            self._keep(number, shard)
+            self.shard_sizes.append(len(shard.names))
+            damage, lost = self._damage(path, stat, arrays, told[number])
+            self.damage += damage
+            self.lost += lost
+        return seen
 
     def _how_to_count(self, told: list[int | None], estimate: bool) -> str:
         count = self.source.count
@@ -254,7 +267,7 @@ class TarReader:
         self, path: str, stat: files.FileStat, arrays: Arrays, told: int | None
     ) -> tuple[list[str], int]:
         """What is wrong with a shard, and how many samples that costs, at least."""
-        samples = len(arrays["key_ends"])
+        samples = len(arrays["key_ends"]) + int(arrays["unclear"])
         damage: list[str] = [f"{path}: {what}." for what in unpack_json(arrays["damage"])]
         lost = 0
         if damage:
@@ -270,88 +283,32 @@ class TarReader:
             )
         return damage, lost
 
-    def _wanted_captions(self) -> list[_Wanted]:
-        if self.source.caption is None:
-            labels = isinstance(self.source, LabelSource)
-            return [_Wanted((_CLASS,) if labels else reader.CAPTION_EXTENSIONS)]
-        if self.source.caption == reader.NONE:
-            return []
-        return [
-            _Wanted(("json",), name.removeprefix("json."))
-            if name.startswith("json.")
-            else _Wanted((name.lower(),))
-            for name in reader.split_names(self.source.caption)
-        ]
-
-    def _look_for_captions(self, path: str, arrays: Arrays) -> None:
-        """Where shards hold no text members and none are named, the usual fields of their
-        ``.json`` are tried, then ``.cls``. Class numbers without names are refused."""
-        names: list[str] = unpack_json(arrays["extensions"])
-
-        def first_of(name: str) -> bytes:
-            first = int(np.flatnonzero(arrays["extension"] == names.index(name))[0])
-            offset, size = int(arrays["offset"][first]), int(arrays["size"][first])
-            return files.read(path, offset, min(size, reader.MAX_CAPTION_BYTES))
-
-        if isinstance(self.source, LabelSource):
-            return
-        usual = self.source.caption is None and self._captions[0].extensions != ("json",)
-        if usual and not any(name in names for name in reader.CAPTION_EXTENSIONS):
-            record = _parse_fields(first_of("json")) if "json" in names else {}
-            for name in reader.CAPTION_COLUMNS:
-                if reader.caption_texts([reader.field_of(record, name)], self.source):
-                    self._captions = [_Wanted(("json",), name)]
-                    return
-            if _CLASS in names:
-                self._captions = [_Wanted((_CLASS,))]
-        of_class = any(_CLASS in wanted.extensions for wanted in self._captions)
-        if of_class and _CLASS in names and self._class_names is None:
-            content = first_of(_CLASS).strip()
-            if content.isdigit():
-                raise DataError(
-                    f"{path}: its .cls members hold numbers ({int(content)}, for one); set "
-                    "class_names of the source to a file with the name of a class in each line."
-                )
-
     def _select(self, arrays: Arrays, dropped: Counter[str]) -> _Shard:
         """Keeps the samples that have what is wanted, and counts the others."""
-        names: list[str] = unpack_json(arrays["extensions"])
-        samples = len(arrays["key_ends"])
-        usable = np.ones(samples, dtype=bool)
-
-        def place(wanted: list[str]) -> _Places:
-            offset = np.full(samples, -1, dtype=np.int64)
-            size = np.zeros(samples, dtype=np.int64)
-            checksum = np.full(samples, -1, dtype=np.int64)
-            for name in reversed(wanted):  # the first that is there wins
-                if name in names:
-                    of_name = arrays["extension"] == names.index(name)
-                    sample = arrays["sample"][of_name]
-                    offset[sample] = arrays["offset"][of_name]
-                    size[sample] = arrays["size"][of_name]
-                    checksum[sample] = arrays["checksum"][of_name]
-            return offset, size, checksum
+        usable = np.ones(len(arrays["key_ends"]), dtype=bool)
 
         def drop(bad: NDArray[np.bool_], reason: str) -> None:
             if count := int((bad & usable).sum()):
                 dropped[reason] += count
             usable[bad] = False
 
-        image, fields = place(self._image), place(["json"])
-        captions = [place(list(wanted.extensions)) for wanted in self._captions]
-        if self._count == "sizes":
-            dropped = Counter()  # every sample has a row
-        else:
+        image, fields = find_members(arrays, self._image), find_members(arrays, [FIELDS])
+        captions = [find_members(arrays, wanted.extensions) for wanted in self._captions.wanted]
+        if self._count != "sizes":  # there, every sample has a row
             if self.source.image != reader.NONE:
-                drop(image[0] < 0, "no image")
-                drop(image[1] > reader.MAX_IMAGE_BYTES, "image file too large")
-            if captions:
-                drop(np.all([offset < 0 for offset, _, _ in captions], axis=0), "no caption")
+                drop(image.offset < 0, "no image")
+                drop(image.size > reader.MAX_IMAGE_BYTES, "image file too large")
+            if captions and not (isinstance(self.source, LabelSource) and self.source.unlabelled):
+                drop(np.all([each.offset < 0 for each in captions], axis=0), "no caption")
+                drop(np.all([each.size == 0 for each in captions], axis=0), "empty caption")
+            if unclear := int(arrays["unclear"]):
+                dropped[UNCLEAR] += unclear
         rows = np.flatnonzero(usable)
         return _Shard(
-            image=_taken(image, rows),
-            captions=[_taken(caption, rows) for caption in captions],
-            fields=_taken(fields, rows),
+            image=image.take(rows),
+            captions=[each.take(rows) for each in captions],
+            fields=fields.take(rows),
+            label=find_members(arrays, [CLASS]).take(rows),
             keys=(arrays["keys"], arrays["key_ends"]),
             names=rows,
         )
@@ -387,7 +344,7 @@ class TarReader:
             stat = files.stat(path)
             if known is not None and stat != known:
                 raise DataError(f"{path}: changed since it was indexed; start again.")
-            arrays = open_index(path, stat, _index_tar, kind=_KIND)
+            arrays = self._own_keys(open_index(path, stat, index_tar, kind=KIND))
             self._stats[number] = stat
             if known is None:
                 told = self.shard_sizes[number] if self._count == "sizes" else None
@@ -403,7 +360,10 @@ class TarReader:
         while self._kept_rows > _KEPT_ROWS and len(self._shards) > 1:
             self._kept_rows -= len(self._shards.popitem(last=False)[1].names)
 
-    def _member(self, path: str, places: _Places, i: int, limit: int) -> bytes | None:
+    def _own_keys(self, arrays: Arrays) -> Arrays:
+        return keys_to_first_dot(arrays) if self._to_first_dot else arrays
+
+    def _member(self, path: str, places: Places, i: int, limit: int) -> bytes | None:
         offset, whole, checksum = (int(of_all[i]) for of_all in places)
         if offset < 0:
             return None
@@ -415,51 +375,50 @@ class TarReader:
             raise SampleError(reader.CHANGED)
         return data
 
-    def _texts(self, path: str, shard: _Shard, i: int, fields: dict[str, Any]) -> list[str]:
-        values: list[Any] = []
-        for wanted, places in zip(self._captions, shard.captions, strict=True):
-            if wanted.field:
-                values.append(reader.field_of(fields, wanted.field))
-                continue
-            raw = self._member(path, places, i, reader.MAX_CAPTION_BYTES)
-            if wanted.extensions == (_CLASS,):
-                values.append(self._of_class(raw))
-            elif wanted.extensions == (_ARRAY,) and isinstance(self.source, LabelSource):
-                values.append(_of_array(raw))
-            else:
-                values.append(raw)
-        return reader.caption_texts(values, self.source)
+    def _texts(
+        self, path: str, shard: _Shard, i: int, *, with_fields: bool = True
+    ) -> tuple[list[str], PackedFields]:
+        """The captions of a sample, and its fields; without these, its first caption."""
 
-    def _of_class(self, raw: bytes | None) -> list[str]:
-        """The captions that a ``.cls`` member stands for: it holds a class's number or name."""
-        name = reader.decode_text(raw or b"").strip()
-        if self._class_names is not None and name.isdecimal():
-            number = int(name) if len(name) < 10 else -1
-            name = self._class_names[number] if 0 <= number < len(self._class_names) else ""
-        return reader.class_captions(name, self.source) if name.strip() else []
+        def member(places: Places) -> bytes | None:
+            if places is shard.fields and not with_fields:
+                return None
+            return self._member(path, places, i, reader.MAX_CAPTION_BYTES)
 
-    def _describe_members(self, seen: Counter[str]) -> Understood:
-        images = [f".{name}" for name in self._image if name in seen]
+        return self._captions.read(member, shard.captions, shard.fields)
+
+    def _describe(self, seen: _Seen) -> Understood:
+        wanted = self._captions.wanted
+        images = [f".{name}" for name in self._image if name in seen.members]
         captions = [
-            f"json.{wanted.field}"
-            if wanted.field
-            else " ".join(f".{name}" for name in wanted.extensions if name in seen)
-            for wanted in self._captions
+            f"json.{each.field}"
+            if each.field
+            else " ".join(f".{name}" for name in each.extensions if name in seen.members)
+            for each in wanted
         ]
-        known = {*self._image, "json", *(n for w in self._captions for n in w.extensions)}
-        others = {name for name in (*reader.CAPTION_EXTENSIONS, _CLASS) if name in seen}
+        read = {*self._image, FIELDS, *(name for each in wanted for name in each.extensions)}
+        also = {n for n in (*reader.CAPTION_EXTENSIONS, CLASS) if n in seen.members} - read
+        unused = seen.unused.copy()
+        if self._count == "index":  # else most of the shards are not seen yet
+            others = {n: k for n, k in seen.members.items() if n not in read | also}
+            for name, count in sorted(others.items(), key=lambda each: -each[1])[:_KINDS]:
+                unused[f"member .{name}"] += count
+            if rest := sum(sorted(others.values(), reverse=True)[_KINDS:]):
+                unused["member of another extension"] += rest
         return Understood(
             images=f"members {' '.join(images)}" if self.source.image != reader.NONE else "",
             captions=f"members {', '.join(captions)}" if captions else "",
-            also=sorted(f".{name}" for name in others - known),
-            classes=any(wanted.extensions == (_CLASS,) for wanted in self._captions),
+            also=sorted(f".{name}" for name in also),
+            classes=self._captions.of_class,
+            unused=dict(unused),
+            notes=_notes(seen, 0 if self._to_first_dot else seen.counts["dotted"]),
         )
 
-    def _nothing_usable(self, seen: Counter[str]) -> str:
-        found = ", ".join(f".{name} ({count})" for name, count in seen.most_common(8))
+    def _nothing_usable(self, members: Counter[str]) -> str:
+        found = ", ".join(f".{name} ({count})" for name, count in members.most_common(8))
         why = ", ".join(f"{count} with {reason}" for reason, count in self.dropped.items())
         damage = f" {self.damage[0]}" if self.damage else ""
-        captions = [name for wanted in self._captions for name in wanted.extensions] or ["none"]
+        captions = [n for w in self._captions.wanted for n in w.extensions] or ["none"]
         return (
             f"{self.source.path}: no usable sample in {len(self._paths)} shard(s)"
             f"{': ' + why if why else ''}. Members found: {found or 'none'}; looked for images in "
@@ -468,66 +427,43 @@ class TarReader:
         )
 
 
-def write_index(path: Path) -> None:
-    """Indexes a shard that was just written, so that nobody has to read it for that."""
-    open_index(str(path), files.stat(str(path)), _index_tar, kind=_KIND)
+@dataclass(slots=True)
+class _Seen:
+    """What the indexes of some shards tell together.
+
+    Attributes:
+        members: by extension.
+        unused: members that are of no sample, by kind.
+        counts: see :func:`clipkit.data.tar_index.counts_of`.
+        several: shards that hold several archives.
+    """
+
+    members: Counter[str]
+    unused: Counter[str]
+    counts: Counter[str]
+    several: int = 0
 
 
-def _taken(places: _Places, rows: NDArray[np.intp]) -> _Places:
-    offset, size, checksum = places
-    return offset[rows], size[rows], checksum[rows]
-
-
-def _index_tar(path: str, stat: files.FileStat, advance: Advance) -> Arrays:
-    """One shard's members, grouped into samples; independent of what a run wants of them."""
-    listing = list_tar(lambda offset, size: files.read(path, offset, size), stat.size, advance)
-    samples: dict[bytes, int] = {}  # the latest sample of each key
-    has: set[tuple[int, int]] = set()
-    extensions: dict[str, int] = {}
-    keys: list[bytes] = []
-    members: list[tuple[int, int, int, int, int]] = []
-    for (name, offset, size), checksum in zip(listing.members, listing.checksums, strict=True):
-        match = _NAME.fullmatch(name)
-        if match is None:
-            continue
-        key = match[1]
-        extension = extensions.setdefault(
-            match[2].decode("utf-8", "replace").lower(), len(extensions)
-        )
-        sample = samples.get(key)
-        # A key that comes again with what it already had is another sample of the same name,
-        # as in shards that were concatenated.
-        if sample is None or (sample, extension) in has:
-            sample = samples[key] = len(keys)
-            keys.append(key)
-        has.add((sample, extension))
-        members.append((sample, extension, offset, size, checksum))
-    table = np.array(members, dtype=np.int64).reshape(-1, 5)
-    packed, ends = pack_texts(keys)
-    counts = Counter(table[:, 1].tolist())
-    names = list(extensions)
-    return {
-        "keys": packed,
-        "key_ends": ends,
-        "extensions": pack_json(names),
-        "seen": pack_json({names[e]: count for e, count in counts.most_common(20)}),
-        "damage": pack_json(listing.damage),
-        "lost": np.array(listing.lost),
-        "sample": table[:, 0].astype(np.int32),
-        "extension": table[:, 1].astype(np.int32),
-        "offset": table[:, 2],
-        "size": table[:, 3],
-        "checksum": table[:, 4],
-    }
-
-
-def _of_array(raw: bytes | None) -> list[str]:
-    """The numbers of the classes that a NumPy array has a 1 for."""
-    try:
-        array = np.load(io.BytesIO(raw or b""), allow_pickle=False)
-    except (ValueError, OSError, EOFError):
-        raise SampleError("label that is no array") from None
-    return [str(number) for number in np.flatnonzero(array)]
+def _notes(seen: _Seen, dotted: int) -> list[str]:
+    told = (
+        (dotted, "key holds dots and goes up to the last", "keys hold dots and go up to the last"),
+        (
+            seen.counts["replaced"],
+            "member replaced by a later one of its name",
+            "members replaced by later ones of their names",
+        ),
+        (
+            seen.counts["again"],
+            "sample has the key of an earlier one",
+            "samples have the keys of earlier ones",
+        ),
+        (
+            seen.several,
+            "tar holds several archives end to end",
+            "tars hold several archives end to end",
+        ),
+    )
+    return [f"{count:,} {one if count == 1 else many}" for count, one, many in told if count]
 
 
 def _read_json(path: str) -> dict[str, Any]:
@@ -536,11 +472,3 @@ def _read_json(path: str) -> dict[str, Any]:
     except (OSError, ValueError, DataError):
         return {}
     return sizes if isinstance(sizes, dict) else {}
-
-
-def _parse_fields(raw: bytes | None) -> dict[str, Any]:
-    try:
-        fields = json.loads(reader.decode_text(raw)) if raw else None
-    except (ValueError, RecursionError):  # broken JSON costs the sample its fields, not its life
-        return {}
-    return fields if isinstance(fields, dict) else {}

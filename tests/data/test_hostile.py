@@ -251,6 +251,10 @@ def test_each_caption_has_one_verdict_and_the_same_ids_wherever_it_goes(
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     for number, (name, (raw, kept)) in enumerate(CAPTIONS.items()):
         source = write_source(kind, tmp_path / str(number), [("a.png", image)], raw)
+        if kept is None and kind == "tar" and len(raw) <= 64:  # left out by the index
+            with pytest.raises(DataError, match="1 with empty caption"):
+                loaded(tiny_encoder, source, training=True)
+            continue
         began = time.monotonic()
         trained, evaluated = (
             loaded(tiny_encoder, source, training=training)[0] for training in (True, False)

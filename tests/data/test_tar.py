@@ -140,7 +140,8 @@ def test_what_stands_behind_a_damage_is_kept(tmp_path):
         found = listing(before + after)
         names = [name.decode() for name, _, _ in found.members]
         assert names == [f"{i}.jpg" for i in kept[case]], case
-        assert bool(found.damage) == (case != "a stretch overwritten"), case
+        harmless = ("a stretch overwritten", "an end mark in the middle")
+        assert bool(found.damage) == (case not in harmless), case
         assert contents(before + after)["5.jpg"] == members[5][1], case
 
 

@@ -145,7 +145,7 @@ def test_the_index_is_kept_and_made_anew_when_the_shard_changes(tmp_path, monkey
     assert len(open_tar(path)) == 3
     index = Path(str(path) + SUFFIX)
     kept = index.read_bytes()
-    monkeypatch.setattr("clipkit.data.webdataset.list_tar", None)  # reading must not scan again
+    monkeypatch.setattr("clipkit.data.tar_index.list_tar", None)  # reading must not scan again
     assert len(open_tar(path)) == 3
     monkeypatch.undo()
     write_tar(path, pair_members(4))
@@ -182,7 +182,7 @@ def test_beside_a_read_only_shard_the_index_goes_to_the_cache(tmp_path, caches_i
     assert len(open_tar(path)) == 2
     assert not Path(str(path) + SUFFIX).exists()
     assert len(list((caches_in_tmp / "clipkit" / "index").glob("*.npz"))) == 1
-    monkeypatch.setattr("clipkit.data.webdataset.list_tar", None)
+    monkeypatch.setattr("clipkit.data.tar_index.list_tar", None)
     assert len(open_tar(path)) == 2
 
 
