@@ -36,7 +36,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         key, sign, value = override.partition("=")
         if not sign or not key:
             raise ConfigError(f"{override}: not an override; write key=value, e.g. optim.lr=5e-4")
-        _set(tree, key, _parse_yaml(value, where=key))
+        _set(tree, key, parse_yaml(value, where=key))
     return config_from_dict(tree, where=str(path))
 
 
@@ -382,7 +382,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _parse_yaml(text: str, *, where: str) -> Any:
+def parse_yaml(text: str, *, where: str) -> Any:
+    """What a text in YAML says, without running anything of it.
+
+    Raises:
+        ConfigError: it is no YAML, or a key stands twice.
+    """
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
@@ -411,7 +416,7 @@ def read_yaml(path: Path, *, what: str = "config") -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    tree = _parse_yaml(text, where=str(path))
+    tree = parse_yaml(text, where=str(path))
     if tree is None:
         return {}
     if not isinstance(tree, dict):

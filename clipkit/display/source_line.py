@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from clipkit.config.schema import LabelSource
 from clipkit.data.mixture import MixtureReader
 from clipkit.data.reader import Reader, SampleError, samples_text
 from clipkit.display.console import escape_control, remark, shorten
@@ -48,7 +49,8 @@ def describe(reader: Reader) -> str:
         parts.append(f"images: {understood.images}")
     if understood.captions:
         also = f" (also there: {', '.join(understood.also)})" if understood.also else ""
-        parts.append(f"captions: {understood.captions}{also}")
+        word = "classes" if isinstance(reader.source, LabelSource) else "captions"
+        parts.append(f"{word}: {understood.captions}{also}")
     an_image = understood.an_image
     if not an_image and first is not None and first.others:
         an_image = f"{1 + len(first.others)}"

@@ -22,7 +22,21 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``clipkit eval``."""
     parser.add_argument("model", help="a run, or a model's folder or hub name")
     parser.add_argument(
-        "source", nargs="?", help="image-caption pairs: a folder, file, glob or URL"
+        "source", nargs="?", help="images with captions or classes: a folder, file, glob or URL"
+    )
+    parser.add_argument(
+        "--task",
+        choices=("retrieval", "zero_shot"),
+        help="what to measure; by itself retrieval where there are captions, else zero-shot "
+        "classification",
+    )
+    parser.add_argument(
+        "--label", metavar="FIELD", help="the field with the classes, e.g. cls or json.species"
+    )
+    parser.add_argument(
+        "--templates",
+        metavar="TEXT",
+        help="what stands around the name of a class: 'a photo of a {}', or a set, e.g. photo",
     )
     parser.add_argument(
         "--suite", metavar="FILE", help="in place of a source: a YAML that names tasks and data"
@@ -81,12 +95,17 @@ def run_eval(args: argparse.Namespace) -> int:
         from clipkit.evaluation.report import metric_rows, write_report
         from clipkit.evaluation.retrieval import embed_retrieval_set, summarise
         from clipkit.evaluation.run_suite import run_folder
+        from clipkit.evaluation.zero_shot_command import open_pairs, run_zero_shot
 
     # A list, of keywords for one, is one question.
-    reader = open_source(source_from(args, args.source, captions="join"))
+    reader = open_pairs(source_from(args, args.source, captions="join"), args)
+    if reader is None:
+        return run_zero_shot(args)
     galleries = [open_source(SourceConfig(path=path, caption="none")) for path in args.gallery]
     for each in [reader, *galleries]:
         remark_source(each)
+    if args.task is None and args.caption is None:
+        remark("retrieval, as there are captions; --task zero_shot measures classification instead")
     encoder = load(args.model)
     workers = default_workers() if args.workers is None else args.workers
     job = Job(encoder, args.batch_size, workers, progress=True)
@@ -134,7 +153,11 @@ def add_classify_arguments(parser: argparse.ArgumentParser) -> None:
         "images", nargs="+", metavar="IMAGE", help="a file, glob, or folder of them"
     )
     parser.add_argument(
-        "--labels", required=True, metavar="A,B,C", help="the classes in words, between commas"
+        "--labels",
+        required=True,
+        metavar="A,B,C|FILE",
+        help="the classes in words, between commas, in quotes where one holds a comma; or a file: "
+        "one a line, or a CSV, JSON or YAML of labels and names",
     )
     parser.add_argument(
         "--templates",
@@ -165,15 +188,19 @@ def run_classify(args: argparse.Namespace) -> int:
         from clipkit.display.console import plain_warnings, remark
         from clipkit.encoder import load
         from clipkit.errors import ConfigError, DataError
+        from clipkit.evaluation.label_file import read_labels
         from clipkit.evaluation.zero_shot import ZeroShotClassifier
 
     names = _image_files(args.images)
-    labels = [label.strip() for label in args.labels.split(",") if label.strip()]
+    given = read_labels(args.labels)
+    labels = given.labels()
     if len(labels) == 1:
         raise ConfigError(
-            f"--labels: {labels[0]!r} alone, which every image would be; give at least two, "
-            "between commas"
+            f"--labels: {next(iter(labels))!r} alone, which every image would be; give at least "
+            "two, between commas or as lines of a file"
         )
+    for note in given.notes:
+        remark(note)
     encoder = load(args.model)
     with plain_warnings():
         classifier = ZeroShotClassifier(encoder, labels, args.templates, other=args.other)

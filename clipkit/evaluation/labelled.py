@@ -14,10 +14,10 @@ import numpy as np
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import SampleError, open_source
 from clipkit.data.folder import FolderReader
-from clipkit.data.reader import read_class_names
 from clipkit.display.console import shorten
 from clipkit.errors import ConfigError, DataError
 from clipkit.evaluation.embedding import EmbeddedSource
+from clipkit.evaluation.label_file import read_label_file
 from clipkit.evaluation.labels import names_of
 from clipkit.types import Pair
 
@@ -56,7 +56,12 @@ class LabelledData:
         progress: bool = False,
     ) -> None:
         self.several = several
-        given = _given_classes(source.class_names if class_names is None else class_names)
+        class_names = source.class_names if class_names is None else class_names
+        self._file_notes: list[str] = []
+        if isinstance(class_names, str):
+            file = read_label_file(class_names, key="class_names", numbered=True)
+            class_names, self._file_notes = file.classes, file.notes
+        given = _given_classes(class_names)
         fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(SourceConfig)}
         fields |= {"caption": label or source.caption, "captions": "random"}
         own = LabelSource(**fields, numbers=given is not None, unlabelled=bool(several))
@@ -72,6 +77,7 @@ class LabelledData:
         self._counted = given is not None and not (
             isinstance(class_names, Mapping) and any(label.isdecimal() for label in given)
         )
+        self._called_by_numbers = given is None and all(each.isdecimal() for each in there)
         if given is None:
             words = {each: each.replace("_", " ").strip() for each in sorted(there)}
             given = names_of({each: [name] for each, name in words.items()}) if words else {}
@@ -136,7 +142,12 @@ class LabelledData:
         used = np.zeros(len(self.classes), dtype=bool)
         for each in targets:
             used[each] = True
-        said = []
+        said = [*self._file_notes]
+        if self._called_by_numbers:
+            said.append(
+                f"the classes are called by numbers ({shorten(', '.join(self.classes), 20)}), "
+                "which say little to a model; class_names gives them words"
+            )
         names = Counter(tuple(each) for each in self.classes.values())
         if twice := [label for label, each in self.classes.items() if names[tuple(each)] > 1]:
             said.append(
@@ -230,9 +241,6 @@ def _given_classes(given: Any) -> dict[str, list[str]] | None:
     """``class_names`` as it stands in a suite → label → names; None where there are none."""
     if given is None:
         return None
-    if isinstance(given, str):
-        lines = read_class_names(SourceConfig(class_names=given)) or []
-        given = "\n".join(line.strip() for line in lines).rstrip().split("\n")
     if isinstance(given, Mapping):
         keys = [_text(key) for key in given]
         if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:

@@ -64,7 +64,8 @@ class SuiteResults:
         folder: where they are.
         about: all of ``results.json`` but the tasks: ``model``, ``suite``, ``command``,
             ``created``, ``versions``, ``device``, ``precision``, ``ranks``.
-        tasks: by name, in the order of the suite; ``samples`` are read by ``read_samples``.
+        tasks: by name, in the order of the suite; ``samples`` that are on disk are read by
+            ``read_samples``.
         tables: the Parquet file of each task that has one.
     """
 
@@ -80,7 +81,7 @@ class SuiteResults:
             CheckpointError: the file cannot be read.
         """
         if task not in self.tables:
-            return {}
+            return {name: np.asarray(values) for name, values in self.tasks[task].samples.items()}
         import pyarrow.parquet as pq
 
         path = self.tables[task]

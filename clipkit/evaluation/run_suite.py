@@ -6,6 +6,7 @@ import datetime
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,15 @@ def save_results(
     """
     for each in results:
         add_intervals(each)
-    about = {
+    about = about_evaluation(suite, encoder=encoder, command=command, ranks=ranks, weights=weights)
+    write_results(out, results, about, table=table)
+
+
+def about_evaluation(
+    suite: Suite, *, encoder: Encoder, command: str, ranks: int, weights: Path
+) -> dict[str, Any]:
+    """``SuiteResults.about``; see ``save_results``."""
+    return {
         "model": {
             "path": str(weights),
             "sha256": weights_sha256(weights),
@@ -93,7 +102,6 @@ def save_results(
         "precision": str(encoder.dtype).removeprefix("torch."),
         "ranks": ranks,
     }
-    write_results(out, results, about, table=table)
 
 
 def add_intervals(result: TaskResult) -> None:

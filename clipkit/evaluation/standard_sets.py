@@ -11,6 +11,7 @@ import yaml
 
 from clipkit.data import files
 from clipkit.errors import ConfigError, DataError
+from clipkit.evaluation.labels import unique_labels
 
 _FOLDER = Path(__file__).parent / "standard"
 _LARGEST = 2**24  # bytes of a file of names
@@ -76,23 +77,13 @@ def wds_keys(path: str) -> dict[str, Any]:
         if said == "multilabel":
             keys |= {"several": True, "label": "npy"}
         if has_names:
-            keys["class_names"] = _unique(_lines(names))
+            lines = _lines(names)
+            keys["class_names"] = lines if len({*lines}) == len(lines) else unique_labels(lines)
         wordings = files.join(root, "zeroshot_classification_templates.txt")
         if files.kind(wordings) == "file":
             keys["templates"] = [line.replace("{c}", "{}") for line in _lines(wordings)]
         return keys
     return {}
-
-
-def _unique(names: list[str]) -> list[str] | dict[str, str]:
-    """The names as they are; or label → name where two classes have one name, as ImageNet's have
-    it: the second gets another label."""
-    if len(set(names)) == len(names):
-        return names
-    labels: dict[str, str] = {}
-    for number, name in enumerate(names):
-        labels[f"{name} ({number})" if name in labels else name] = name
-    return labels
 
 
 def _lines(path: str) -> list[str]:

@@ -34,6 +34,9 @@ def run_suite_command(args: argparse.Namespace) -> int:
     for option, given in (
         *((f"--{key.replace('_', '-')}", value) for key, value in source_options(args).items()),
         ("--gallery", args.gallery),
+        ("--task", args.task),
+        ("--label", args.label),
+        ("--templates", args.templates),
         ("--json", args.json),
         ("--html", args.html),
     ):

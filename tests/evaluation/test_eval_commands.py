@@ -138,6 +138,28 @@ def test_classify_takes_files_and_folders_and_names_what_it_cannot_read(
     assert [record["label"] for record in records] == ["other", "other"]
 
 
+def test_classify_takes_labels_with_commas_and_a_file_of_them(
+    tiny_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["classify", str(tiny_folder), str(pictures / "a.png"), "--json", "--labels"]
+    labels = tmp_path / "labels.txt"
+    labels.write_text("salt, pepper\nmug\n\ncat\nmug\n")
+    assert main([*command, '"salt, pepper",mug']) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert {each["label"] for each in first["labels"]} == {"salt, pepper", "mug"}
+
+    assert main([*command, str(labels), "-k", "4"]) == 0
+    out, err = capsys.readouterr()
+    scores = {each["label"]: each["score"] for each in json.loads(out)["labels"]}
+    assert set(scores) == {"salt, pepper", "mug", "cat", "mug (3)"}
+    assert scores["mug"] == scores["mug (3)"]
+    assert "left out 1 empty line" in err
+    assert "named twice, so that they tie: mug" in err
+
+    assert main([*command, str(tmp_path / "gone.txt")]) == 3
+    assert "gone.txt: --labels cannot be read" in capsys.readouterr().err
+
+
 def test_classify_names_all_sets_of_templates(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["classify", "--help"])

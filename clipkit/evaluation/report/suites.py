@@ -149,7 +149,7 @@ def _how(measured: Sequence[Measured]) -> str:
         model, source = about.get("model") or {}, about.get("suite") or {}
         versions = ", ".join(f"{k} {v}" for k, v in (about.get("versions") or {}).items())
         facts = {
-            "results": suite.folder,
+            "results": suite.folder if suite.tables else None,
             "model": model.get("path"),
             "SHA-256 of its weights": model.get("sha256"),
             "suite": source.get("path"),

@@ -39,6 +39,7 @@ from clipkit.evaluation.report.summary import runs_parts
 from clipkit.evaluation.report.tables import metric_rows, show
 from clipkit.evaluation.report.training import curves, skipped_table, spike_table
 from clipkit.evaluation.report.with_model import Seen, see
+from clipkit.evaluation.results import SuiteResults
 
 _MOST_SHOWN = 10  # classifications of which figures and examples are shown
 
@@ -47,6 +48,7 @@ def write_report(
     run_folders: str | Path | Sequence[str | Path],
     *,
     results: Mapping[str, Mapping[str, float]] | None = None,
+    suites: Mapping[str, SuiteResults] | None = None,
     galleries: Sequence[Gallery] = (),
     out: str | Path | None = None,
     figures: str | Path | None = None,
@@ -59,6 +61,7 @@ def write_report(
         run_folders: a run's folder or a model's, or several; what is on disk of them is shown.
         results: retrieval metrics by name of data set, besides those on disk; see
             ``evaluate_retrieval``.
+        suites: results of suites by name, of the first run, besides those on disk.
         galleries: searches with what they found.
         out: the file to write; none: ``report.html`` in the folder of the one run.
         figures: a folder for each figure as SVG, and as PNG where resvg_py is installed.
@@ -75,6 +78,7 @@ def write_report(
     folders = [run_folders] if isinstance(run_folders, str | Path) else list(run_folders)
     runs = read_runs(folders, strict=strict)
     path = Path(out) if out is not None else runs[0].folder / "report.html"
+    runs[0].suites = {**(suites or {}), **runs[0].suites}
     content = _Content(runs, all_measured(runs), strict)
     content.collect(results or {}, galleries, load_models)
     if figures is not None:
