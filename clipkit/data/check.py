@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from clipkit.config.schema import DataConfig, SourceConfig
 from clipkit.data.decode import decode_image
+from clipkit.data.formats import format_of
 from clipkit.data.reader import NONE, Reader, SampleError
 from clipkit.data.tokenize import clean_caption
 from clipkit.data.workers import WorkerLoader
@@ -30,15 +31,6 @@ if TYPE_CHECKING:
 
 EXAMPLES = 3  # of each fault
 _PART = 64  # samples; small enough for a bar that moves, large enough to tokenize in one go
-_KINDS = (  # magic bytes, the format's name, the usual extension
-    (b"\xff\xd8\xff", "JPEG", "jpg"),
-    (b"\x89PNG\r\n\x1a\n", "PNG", "png"),
-    (b"RIFF", "WebP", "webp"),
-    (b"GIF8", "GIF", "gif"),
-    (b"BM", "BMP", "bmp"),
-    (b"II", "TIFF", "tif"),
-    (b"MM", "TIFF", "tif"),
-)
 
 
 @dataclass(slots=True)
@@ -160,10 +152,8 @@ def check_source(
 
 def image_kind(data: bytes) -> tuple[str, str]:
     """The format of an image file that can be decoded, and its usual extension."""
-    for magic, name, extension in _KINDS:
-        if data.startswith(magic):
-            return name, extension
-    return "other", "img"
+    known = format_of(data)
+    return (known.name, known.extensions[0]) if known else ("other", "img")
 
 
 def usable(pair: Pair, source: SourceConfig) -> tuple[Image | None, str]:

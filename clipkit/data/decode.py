@@ -1,7 +1,7 @@
 """Image bytes → RGB pixels, by one policy for training, evaluation and serving.
 
-A hostile or broken file costs at most the pixel cap, 22 bytes for each of its pixels: its
-header is checked before anything is decoded, only the formats below are ever tried (Pillow would
+A hostile or broken file costs at most the pixel cap, 22 bytes for each of its pixels: its header
+is checked before anything is decoded, only the formats in formats.py are ever tried (Pillow would
 start Ghostscript for EPS), and whatever Pillow raises becomes an ``ImageError`` with a reason to
 count by.
 """
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from clipkit.data.formats import format_of, jpeg_xl_size, pillow_formats
 from clipkit.data.jpeg import decode_jpeg
 from clipkit.data.reader import MAX_IMAGE_BYTES, SampleError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_JPEG = b"\xff\xd8\xff"
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # of a TIFF
 # A scan of some ten bytes takes as long as all of the pixels do, and a file has room for
 # millions of them. What cameras and mozjpeg write has about ten; libtiff draws this same line.
@@ -60,7 +60,7 @@ def decode_image(data: bytes, *, max_pixels: int, at_least: int | None = None) -
     """The image in RGB, upright, decoded only if its header allows it.
 
     Args:
-        data: an encoded image file: JPEG, PNG, WebP, GIF, BMP or TIFF.
+        data: an encoded image file of a format in formats.py.
         max_pixels: width × height above which it is refused before decoding.
         at_least: where given, a JPEG may come smaller, decoded in the cheap way, as long as
             both edges keep this many pixels. For training; evaluation decodes in full.
@@ -96,6 +96,23 @@ def decode_pixels(
         return _load(image, at_least)
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height as stored, from the header alone.
+
+    Raises:
+        ImageError: it is not an image of a known format.
+    """
+    if (size := _jpeg_xl_size(data)) is not None:
+        return size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(BytesIO(data), formats=pillow_formats()) as image:
+                return image.size
+        except Exception as error:  # Pillow raises almost anything on hostile bytes
+            raise ImageError(_reason_not_opened(data)) from error
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """An open image in RGB by the one policy: EXIF rotation applied, 16 bits scaled to 8,
     CMYK, grey and palette converted, transparency laid on white, the first frame only.
@@ -125,8 +142,10 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise ImageError("empty file")
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageError("image file too large")
+    if (size := _jpeg_xl_size(data)) is not None and size[0] * size[1] > max_pixels:
+        raise ImageError("too many pixels")
     try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
+        image = Image.open(BytesIO(data), formats=pillow_formats())
     except Image.DecompressionBombError:
         raise ImageError("too many pixels") from None
     except Exception as error:  # Pillow raises almost anything on hostile bytes
@@ -136,6 +155,17 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if data.count(_SCAN) > _MAX_SCANS and _has_too_many_scans(data):
         raise ImageError("too many scans")
     return image
+
+
+def _jpeg_xl_size(data: bytes) -> tuple[int, int] | None:
+    """The size of a JPEG XL, whose plug-in decodes while it opens; None of other formats."""
+    known = format_of(data)
+    if known is None or known.pillow != "JXL":
+        return None
+    size = jpeg_xl_size(data)
+    if size is None:
+        raise ImageError("damaged image header")
+    return size
 
 
 def _tile_pixels(image: Image.Image) -> int:
@@ -149,7 +179,7 @@ def _tile_pixels(image: Image.Image) -> int:
 def _has_too_many_scans(data: bytes) -> bool:
     """Of a JPEG; what follows its end, such as a phone's video, does not count."""
     at = scans = 0
-    while data.startswith(_MAGIC[0]) and (marker := _MARKER.search(data, at)):
+    while data.startswith(_JPEG) and (marker := _MARKER.search(data, at)):
         at = marker.end()
         if marker[0] == b"\xff\xd9":
             break
@@ -161,7 +191,7 @@ def _has_too_many_scans(data: bytes) -> bool:
 
 
 def _load(image: Image.Image, at_least: int | None) -> Image.Image:
-    if at_least is not None:
+    if at_least is not None and image.format in ("JPEG", "MPO"):  # others may hold a thumbnail
         image.draft(None, (at_least, at_least))
     try:
         image.load()
@@ -225,7 +255,10 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _reason_not_opened(data: bytes) -> str:
-    if data.startswith(_MAGIC):
+    known = format_of(data)
+    if known is not None and not known.is_readable():
+        return f"{known.name} image (install {known.package})"
+    if known is not None:
         return "damaged image header"
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"<svg" in start:

@@ -79,23 +79,58 @@ def kind(path: str) -> str | None:
 
 
 def walk(folder: str) -> list[str]:
-    """All files below a folder, relative to it with ``/``, sorted; hidden ones left out, and
-    stores of embeddings: they are made from images, perhaps from those around them."""
+    """All files below a folder, relative to it with ``/``, sorted.
+
+    Links to folders are followed, each real folder once, by its own name where it has one below
+    ``folder``. Hidden files are left out, and stores of embeddings: they are made from images,
+    perhaps from those around them.
+    """
     if is_url(folder):
         fs, inner = remote.filesystem(folder)
         prefix = inner.rstrip("/") + "/"
         found = remote.ask(folder, lambda: fs.find(inner))
         names = [name[len(prefix) :] for name in found if name.startswith(prefix)]
-    else:
-        names = []
-        for root, folders, files in os.walk(folder):
-            folders[:] = [
-                n for n in folders if not _hidden(n) and not is_store(os.path.join(root, n))
-            ]
-            relative = os.path.relpath(root, folder)
-            base = "" if relative == "." else relative.replace(os.sep, "/") + "/"
-            names += [base + name for name in files]
-    return sorted(name for name in names if not any(map(_hidden, name.split("/"))))
+        return sorted(name for name in names if not any(map(_hidden, name.split("/"))))
+    names, linked, seen = [], [""], set[str]()
+    top = os.path.realpath(folder)
+    while linked:
+        # Links wait until what is no link has been seen: a loop ends, and nothing counts twice.
+        folders, linked = linked, []
+        while folders:
+            base = folders.pop()
+            path = os.path.join(folder, base) if base else folder
+            real = os.path.realpath(path)
+            # A link to a folder above leads back here, and to all that lies beside it.
+            above = base and top.startswith(real.rstrip(os.sep) + os.sep)
+            if above or real in seen or (base and is_store(path)):
+                continue
+            seen.add(real)
+            for entry in _entries(path):
+                name = f"{base}/{entry.name}" if base else entry.name
+                if not _is_folder(entry):
+                    names.append(name)
+                elif entry.is_symlink():
+                    linked.append(name)
+                else:
+                    folders.append(name)
+        linked.sort(reverse=True)
+    return sorted(names)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden; nothing where it may not be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not _hidden(entry.name)]
+    except OSError:
+        return []
 
 
 def join(folder: str, name: str) -> str:

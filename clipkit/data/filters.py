@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections import Counter
 from dataclasses import replace
-from io import BytesIO
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from clipkit.config.schema import FilterConfig
 from clipkit.data import files, reader
-from clipkit.data.decode import FORMATS
+from clipkit.data.decode import image_size
 from clipkit.data.holdout import PartReader
 from clipkit.data.index import pack_json, unpack_json, write_arrays
 from clipkit.data.reader import Reader, SampleError
@@ -142,10 +139,7 @@ def _number(value: object) -> float | None:
 def _size(data: bytes | None) -> tuple[int, int]:
     if data is None:
         raise SampleError("no image")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
-                return image.size
-        except Exception as error:  # Pillow raises almost anything on hostile bytes
-            raise SampleError("filtered: unreadable image") from error
+    try:
+        return image_size(data)
+    except SampleError as error:
+        raise SampleError("filtered: unreadable image") from error

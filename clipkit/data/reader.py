@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipkit.config.schema import LabelSource, SourceConfig
-from clipkit.data import files
+from clipkit.data import files, formats
 from clipkit.data.image_ids import ImageFiles
 from clipkit.data.understood import Understood
 from clipkit.errors import DataError
 from clipkit.types import Pair
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_EXTENSIONS = formats.IMAGE_EXTENSIONS
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
 # Tried in this order where a config names no column.
 IMAGE_COLUMNS = (
