@@ -295,7 +295,7 @@ def _refused() -> Iterator[Case]:
             "zeros.jpg": bytes(1000),
             "program.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
             "document.jpg": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n",
-            "portable.png": encoded(photo(), "PPM"),
+            "paintbrush.png": encoded(photo(), "PCX"),
             "icon.png": encoded(photo(), "ICO"),
             "packed.jpg": b"\x1f\x8b\x08\0" + bytes(100),
             "pickle.png": b"\x80\x04\x95\x0b\0\0\0\0\0\0\0\x8c\x02os\x94",
