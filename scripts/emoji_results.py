@@ -77,7 +77,8 @@ def evaluate(
     folder: Path, split: str, *, caption: str | None = None, full: bool
 ) -> dict[str, float]:
     """Retrieval on a split, in its own gallery or in that of all emoji."""
-    arguments = ["--caption", caption] if caption else []
+    # The keywords of an emoji are one question.
+    arguments = ["--caption", caption, "--captions", "join"] if caption else []
     if full:
         arguments += ["--gallery", *EVERYTHING]
     return measure(folder, f"data/emoji/{split}-*.tar", *arguments)

@@ -51,7 +51,6 @@ def build_train_loader(
     steps: int,
     rank: int = 0,
     world_size: int = 1,
-    groups: bool = False,
     start_method: str | None = None,
 ) -> Loader:
     """One ``Batch`` a step, for the steps start_step … steps-1: this rank's rows of it.
@@ -71,7 +70,6 @@ def build_train_loader(
         steps: the step to end before.
         rank: r.
         world_size: W.
-        groups: whether batches tell equal captions and equal images.
         start_method: ``fork`` or ``spawn`` for workers; by the platform where it is None.
 
     Raises:
@@ -92,7 +90,7 @@ def build_train_loader(
         max_pixels=config.max_image_pixels,
         augment=config.augment,
         seed=seed,
-        groups=groups,
+        groups=True,
         kept=KeptSamples(round(config.decoded_gb * 1e9)),
     )
     pieces = TrainPieces(maker, order, batch_size, rank, world_size, config.cache_gb)

@@ -75,9 +75,9 @@ def chart(
         )
 
     parts = [heading(title, _WIDTH), *legend]
-    for tick in ticks:
+    labels = [f"{tick:.0%}" for tick in ticks] if share else _labels(ticks)
+    for tick, label in zip(ticks, labels, strict=True):
         _, y = place(low_x, tick)
-        label = f"{tick:.0%}" if share else _number(tick)
         parts.append(grid_line(_LEFT, y, _WIDTH - _RIGHT, y))
         parts.append(words(_LEFT - 8, y + 4, label, anchor="end"))
     parts += _steps(low_x, high_x, height - 8, place)
@@ -135,7 +135,7 @@ def _steps(low: float, high: float, y: float, place: _Place) -> list[str]:
     left, right = _number(low), f"step {_number(high)}"
     parts = [words(_LEFT, y, left), words(_WIDTH - _RIGHT, y, right, anchor="end")]
     for tick in _ticks(low, high):
-        if not low < tick < high:
+        if not low < tick < high or tick != int(tick):
             continue
         x, _ = place(tick, 0)
         half = text_width(_number(tick)) / 2 + 8
@@ -186,12 +186,24 @@ def _ticks(low: float, high: float) -> list[float]:
     scale = 10 ** math.floor(math.log10(raw))
     step = next(scale * factor for factor in (1, 2, 2.5, 5, 10) if scale * factor >= raw)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
-def _number(value: float) -> str:
+def _labels(ticks: Sequence[float]) -> list[str]:
+    """The ticks in words, all with the digits that their distance takes."""
+    near = abs(ticks[1] - ticks[0]) / 100
+    for digits in range(3, 15):
+        labels = [_number(tick, digits) for tick in ticks]
+        shown = [float(label.replace(",", "")) for label in labels]
+        if all(abs(a - b) < near for a, b in zip(shown, ticks, strict=True)):
+            break
+    return labels
+
+
+def _number(value: float, digits: int = 3) -> str:
+    """A number of three digits, or more where they are asked for."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
-    if abs(value) >= 1000 or value == int(value):
+        return f"{value:.{digits - 2}e}".replace("e-0", "e-").replace("e+0", "e")
+    if value == int(value):
         return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:,.{digits - 3}f}" if abs(value) >= 1000 else f"{value:.{digits}g}"

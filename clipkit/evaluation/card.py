@@ -13,6 +13,7 @@ import yaml
 
 from clipkit.atomic import write_text
 from clipkit.digest import weights_sha256
+from clipkit.evaluation.caveats import caveats
 from clipkit.evaluation.report.runs import is_finite, read_runs
 from clipkit.evaluation.report.tables import show_interval, show_metric, split_way
 from clipkit.evaluation.results import SuiteResults
@@ -72,6 +73,13 @@ def with_results(card: str, suites: Sequence[SuiteResults]) -> str:
         for task in suite.tasks.values()
     ]
     lines += ["", f"Data: {'; '.join(sources)}."]
+    notes = [
+        f"- {_cell(task.name)}: {_cell(str(note))}"
+        for suite in suites
+        for task in suite.tasks.values()
+        for note in task.data.get("notes") or []
+    ]
+    lines += ["", *notes] if notes else []
     return with_section(card, RESULTS_HEADING, "\n".join(lines), before="Limits")
 
 
@@ -108,8 +116,8 @@ def with_section(card: str, heading: str, text: str, *, before: str = "") -> str
     return f"{card.rstrip()}\n\n{block}"
 
 
-def split_rows(results: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Rows of a table in Markdown: retrieval on each split, with intervals.
+def split_table(results: Mapping[str, Mapping[str, float]]) -> str:
+    """A table in Markdown: retrieval on each split, with intervals; and its caveats.
 
     A recall is the mean of hits and misses, so its number of queries is all that the bootstrap
     needs to know.
@@ -118,21 +126,31 @@ def split_rows(results: Mapping[str, Mapping[str, float]]) -> list[str]:
 
     from clipkit.evaluation.statistics import bootstrap_interval
 
-    rows = []
+    rows = [
+        "| split | direction | R@1 (95% interval) | R@5 (95% interval) | chance | queries "
+        "| among |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for split, metrics in results.items():
-        for way, words, queries in (
-            ("text_to_image", "text → image", "num_texts"),
-            ("image_to_text", "image → text", "num_images"),
+        images, texts = (int(metrics[name]) for name in ("num_images", "num_texts"))
+        for way, words, queries, answers in (
+            ("text_to_image", "text → image", texts, f"{images:,} images"),
+            ("image_to_text", "image → text", images, f"{texts:,} texts"),
         ):
-            count = int(metrics[queries])
             cells = []
             for k in (1, 5):
-                value = metrics[f"{way}_R@{k}"]
-                hits = round(value * count) if is_finite(value) else 0
-                ends = bootstrap_interval(np.arange(count) < hits)
-                cells.append(f"{show_metric('R', value)} ({show_interval(ends)})")
-            rows.append(f"| {_cell(split)} | {words} | {' | '.join(cells)} | {count:,} |")
-    return rows
+                value = metrics.get(f"{way}_R@{k}")
+                if is_finite(value):
+                    ends = bootstrap_interval(np.arange(queries) < round(value * queries))
+                    cells.append(f"{show_metric('R', value)} ({show_interval(ends)})")
+                else:
+                    cells.append("–")
+            cells.append(show_metric("R", metrics.get(f"{way}_chance")))
+            rows.append(
+                f"| {_cell(split)} | {words} | {' | '.join(cells)} | {queries:,} | {answers} |"
+            )
+    notes = [f"- {_cell(split)}: {each}." for split in results for each in caveats(results[split])]
+    return "\n".join([*rows, *(["", *notes] if notes else [])])
 
 
 def _find(card: str, heading: str) -> tuple[int, int] | None:

@@ -46,6 +46,12 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_source_arguments(parser)
     parser.add_argument(
+        "--captions",
+        choices=("first", "join"),
+        help="of several captions of a row: the first alone, or one text of them all; without it "
+        "each is a text",
+    )
+    parser.add_argument(
         "--gallery",
         action="extend",
         nargs="+",
@@ -90,6 +96,8 @@ def run_eval(args: argparse.Namespace) -> int:
         )
         from clipkit.display.source_line import remark_source
         from clipkit.encoder import load
+        from clipkit.errors import DataError
+        from clipkit.evaluation.caveats import caveats, is_measured
         from clipkit.evaluation.embedding import Job
         from clipkit.evaluation.gallery import retrieval_gallery
         from clipkit.evaluation.report import metric_rows, write_report
@@ -97,8 +105,8 @@ def run_eval(args: argparse.Namespace) -> int:
         from clipkit.evaluation.run_suite import run_folder
         from clipkit.evaluation.zero_shot_command import open_pairs, run_zero_shot
 
-    # A list, of keywords for one, is one question.
-    reader = open_pairs(source_from(args, args.source, captions="join"), args)
+    options = {"captions": args.captions or "random"}
+    reader = open_pairs(source_from(args, args.source, **options), args)
     if reader is None:
         return run_zero_shot(args)
     galleries = [open_source(SourceConfig(path=path, caption="none")) for path in args.gallery]
@@ -113,25 +121,33 @@ def run_eval(args: argparse.Namespace) -> int:
         collected = embed_retrieval_set(job, reader, gallery=galleries)
     assert collected is not None  # as there is one rank
     metrics = summarise(collected, device=encoder.device)
+    notes = caveats(metrics)
+    if not is_measured(metrics):
+        raise DataError(f"{args.source}: {notes[0]}")
     header, rows = metric_rows({"": metrics})
-    print(format_table(header, [[row[0].strip(), *row[1:]] for row in rows], right=range(1, 9)))
+    table = [[row[0].strip(), *row[1:]] for row in rows]
+    print(format_table(header, table, right=range(1, len(header))))
     if collected.skipped:
         first = collected.skipped[0]
         remark(f"{len(collected.skipped)} samples skipped; {first.origin}: {first.reason}")
     remark_cut(collected.num_truncated, len(collected.captions), encoder.preprocess.context_length)
+    for note in notes:
+        remark(f"{args.source}: {note}")
     if args.json:
         record = {
             "model": str(args.model),
             "source": args.source,
             "caption": args.caption,
+            "captions": args.captions,
             "gallery": args.gallery,
             "metrics": metrics,
+            "notes": notes,
         }
         write_json(Path(args.json), record)
     if args.html:
         # Other texts or more images are another question, which the name must tell.
         name = source_name(args.source)
-        name += f", {args.caption}" if args.caption else ""
+        name += "".join(f", {each}" for each in (args.caption, args.captions) if each)
         shown = retrieval_gallery(
             collected, [reader, *galleries], title=f"Searches with the texts of {name}"
         )

@@ -6,9 +6,11 @@ vectors are bit for bit those of one process with as many threads.
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -166,7 +168,21 @@ def _embed_share(
     return share
 
 
-def embed_texts(job: Job, texts: Sequence[str]) -> tuple[np.ndarray, int] | None:
+class EmbeddedTexts(NamedTuple):
+    """What ``embed_texts`` gives.
+
+    Attributes:
+        embeds: (M, D) float32, unit length.
+        num_truncated: texts that were cut at the context length.
+        num_indistinct: texts with the same tokens as another one.
+    """
+
+    embeds: np.ndarray
+    num_truncated: int
+    num_indistinct: int
+
+
+def embed_texts(job: Job, texts: Sequence[str]) -> EmbeddedTexts | None:
     """Embeds texts, on all ranks together; all must call it with the same ones.
 
     Args:
@@ -174,17 +190,16 @@ def embed_texts(job: Job, texts: Sequence[str]) -> tuple[np.ndarray, int] | None
         texts: M clean ones, none empty.
 
     Returns:
-        (M, D) float32, unit length, and how many were cut at the context length, on rank 0; None
-        on the others.
+        All texts on rank 0; None on the others.
     """
     # Neighbours of one length need little padding: bytes stand for tokens well enough.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i].encode("utf-8", "replace")))
     batches = [order[i : i + job.batch_size] for i in range(0, len(order), job.batch_size)]
 
-    def share() -> tuple[list[np.ndarray], int]:
+    def share() -> tuple[list[np.ndarray], int, Counter[bytes]]:
         # The longest are last, so each rank takes every W-th batch.
         own = batches[job.rank :: job.world_size]
-        found, cut = [], 0
+        found, cut, tokens = [], 0, Counter[bytes]()
         with progress_bar("embed", len(own), "batch", show=job.progress and job.main) as bar:
             for batch, _, embeds in job.encoder.encode_batches(
                 _token_batches(job.encoder, texts, own), images=False
@@ -192,17 +207,31 @@ def embed_texts(job: Job, texts: Sequence[str]) -> tuple[np.ndarray, int] | None
                 assert embeds is not None
                 found.append(embeds)
                 cut += batch.truncated
+                tokens.update(_digests(job.encoder, batch.input_ids))
                 bar.update()
-        return found, cut
+        return found, cut, tokens
 
     shares = gather_shares(share, job.world_size)
     if shares is None:
         return None
     embeds = np.zeros((len(texts), job.encoder.embed_dim), dtype=np.float32)
-    for rank, (found, _) in enumerate(shares):
+    for rank, (found, *_) in enumerate(shares):
         for rows in reversed(batches[rank :: job.world_size]):
             embeds[rows] = found.pop()  # so that all texts are there once, not twice
-    return embeds, sum(cut for _, cut in shares)
+    tokens = sum((each for *_, each in shares), start=Counter[bytes]())
+    indistinct = sum(count for count in tokens.values() if count > 1)
+    return EmbeddedTexts(embeds, sum(cut for _, cut, _ in shares), indistinct)
+
+
+def _digests(encoder: Encoder, input_ids: torch.Tensor) -> list[bytes]:
+    """A hash of the tokens of each text, without its padding."""
+    pad = encoder.tokenizer.pad_token_id
+    digests = []
+    for ids in input_ids.tolist():
+        while ids and ids[-1] == pad:
+            ids.pop()
+        digests.append(hashlib.blake2b(repr(ids).encode(), digest_size=16).digest())
+    return digests
 
 
 def _token_batches(

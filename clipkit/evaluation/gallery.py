@@ -8,7 +8,7 @@ import numpy as np
 
 from clipkit.data import Reader, SampleError
 from clipkit.display.page import Answer, Gallery, Query, thumbnail
-from clipkit.evaluation.retrieval import RetrievalSet, text_ranks
+from clipkit.evaluation.retrieval import RetrievalSet, rank_set
 
 
 def retrieval_gallery(
@@ -28,7 +28,7 @@ def retrieval_gallery(
         num_queries: how many queries are shown.
         k: how many images a query.
     """
-    ranks = text_ranks(collected)
+    ranks, _, num_right = rank_set(collected)[0]
     failed, found = np.flatnonzero(ranks > 1), np.flatnonzero(ranks == 1)
     num_failed = min(len(failed), max(num_queries // 2, num_queries - len(found)))
     num_found = min(len(found), num_queries - num_failed)
@@ -57,12 +57,14 @@ def retrieval_gallery(
         which = "the right one" if len(right[text]) == 1 else "the first right one"
         note = "found first" if ranks[text] == 1 else f"{which} is at place {ranks[text]:,}"
         queries.append(Query(collected.captions[text], answers, note))
-    total = f"{len(found):,} of {len(ranks):,} texts find their image first"
+    images = len(collected.image_embeds)
+    if (num_right == images).all():
+        return Gallery(title, queries, f"All {images:,} images are right, so none can be missed.")
     return Gallery(
         title,
         queries,
-        f"{total}, among {len(collected.image_embeds):,}. Shown: {num_found} that do and "
-        f"{num_failed} that do not, spread evenly over the data set.",
+        f"{len(found):,} of {len(ranks):,} texts find their image first, among {images:,}. Shown: "
+        f"{num_found} that do and {num_failed} that do not, spread evenly over the data set.",
     )
 
 

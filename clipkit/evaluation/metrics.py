@@ -5,6 +5,9 @@ Ties count against the model: a query's rank is 1 + the number of wrong answers 
 high as its best right one, or higher. A collapsed model, which gives everything one vector,
 so gets what it deserves and not a perfect score. Scores that differ by less than float32's
 rounding are ties, and a NaN counts against the model too.
+
+A recall that no model could miss is no measurement and is left out: R@5 among 4 texts, or R@1
+where every answer is right.
 """
 
 from __future__ import annotations
@@ -48,9 +51,10 @@ def retrieval_metrics(
         device: where to multiply.
 
     Returns:
-        ``text_to_image_R@1`` … and ``text_to_image_mAP`` from 0 to 1, ``image_to_text_`` likewise;
-        ``text_to_image_median_rank`` and ``image_to_text_median_rank`` from 1,
-        ``num_images`` and ``num_texts``.
+        ``text_to_image_R@1`` … and ``text_to_image_mAP`` from 0 to 1, ``text_to_image_median_rank``
+        from 1, and ``text_to_image_chance``, the R@1 of a random order; ``image_to_text_``
+        likewise; ``num_images`` and ``num_texts``. An R@k is left out where each query has fewer
+        than k wrong answers, and all of a direction where it has none.
 
     Raises:
         ClipkitError: shapes that do not fit together, or nothing that matches.
@@ -66,21 +70,30 @@ class Ranking(NamedTuple):
         ranks: (Q,) of its best right answer, from 1; 0 where a query has no match.
         average_precision: (Q,) the mean, over its right answers from the best on, of the share of
             right ones among all up to there; NaN where a query has no match.
+        num_right: (Q,) how many of the answers are right.
     """
 
     ranks: np.ndarray
     average_precision: np.ndarray
+    num_right: np.ndarray
 
 
 def metrics_of(rankings: tuple[Ranking, Ranking], *, ks: Sequence[int]) -> dict[str, float]:
     """The metrics of what ``retrieval_rankings`` gives; see ``retrieval_metrics``."""
     metrics: dict[str, float] = {}
-    for name, (ranks, precision) in zip(DIRECTIONS, rankings, strict=True):
+    for name, ranking, answers in zip(DIRECTIONS, rankings, reversed(rankings), strict=True):
+        ranks, precision, num_right = ranking
         asked = ranks > 0
+        num_answers = len(answers.ranks)
+        most_wrong = int((num_answers - num_right[asked]).max())
+        if not most_wrong:
+            continue
         for k in ks:
-            metrics[f"{name}_R@{k}"] = float((ranks[asked] <= k).mean())
+            if k <= most_wrong:
+                metrics[f"{name}_R@{k}"] = float((ranks[asked] <= k).mean())
         metrics[f"{name}_mAP"] = float(precision[asked].mean())
         metrics[f"{name}_median_rank"] = float(np.median(ranks[asked]))
+        metrics[f"{name}_chance"] = float(num_right[asked].mean() / num_answers)
     metrics["num_images"] = len(rankings[1].ranks)
     metrics["num_texts"] = len(rankings[0].ranks)
     return metrics
@@ -149,7 +162,8 @@ def _rank(queries: Tensor, gallery: Tensor, pairs: np.ndarray) -> Ranking:
     place = np.arange(len(pairs)) - np.repeat(first, ends - first) + 1  # among the right answers
     precision = np.full(len(queries), np.nan)
     precision[asked] = np.add.reduceat(place / (place + wrong), first) / (ends - first)
-    return Ranking(ranks, precision)
+    num_right = np.bincount(pairs[:, 0], minlength=len(queries))
+    return Ranking(ranks, precision, num_right)
 
 
 def _count_wrong(

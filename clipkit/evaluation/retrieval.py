@@ -1,8 +1,9 @@
 """A data set → embeddings → retrieval metrics, shared among all ranks.
 
-What is one image and what is one text is read from the data and not from the model: rows with
-the same image file are one image with several captions, rows with the same caption are one
-text with several images. So a model gains nothing from giving two of them the same vector.
+What is one image and what is one text is read from the data and not from the model: all captions
+of an image are texts, whether they stand in one row or in several rows with the same image file;
+equal captions are one text, and each image that has it is a right answer. So a model gains nothing
+from giving two of them the same vector, and loses nothing where two cannot be told apart.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class RetrievalSet:
         keys: of each image, its name in its source.
         skipped: samples that could not be used.
         num_truncated: texts that were cut at the context length.
+        num_indistinct: texts with the same tokens as another one, so that no model with this
+            tokenizer tells them apart.
     """
 
     image_embeds: np.ndarray
@@ -49,6 +52,7 @@ class RetrievalSet:
     keys: list[str]
     skipped: list[Skip] = field(default_factory=list)
     num_truncated: int = 0
+    num_indistinct: int = 0
 
 
 def evaluate_retrieval(
@@ -70,8 +74,10 @@ def evaluate_retrieval(
         ks: cut-offs of the recall.
 
     Returns:
-        See ``retrieval_metrics``; ``num_skipped``, samples that could not be used; and
-        ``num_truncated``, texts that were cut at the context length.
+        See ``retrieval_metrics``; ``num_captions``, pairs of image and text; ``num_shared``, texts
+        of several images; ``num_indistinct``, texts that the tokenizer does not tell apart;
+        ``num_skipped``, samples that could not be used; and ``num_truncated``, texts that were
+        cut at the context length. ``caveats`` puts into words what these say of the recalls.
 
     Raises:
         DataError: no sample can be used.
@@ -92,8 +98,20 @@ def summarise(
     """The metrics of a set; see ``evaluate_retrieval``."""
     return {
         **metrics_of(rank_set(collected, device=device), ks=ks),
+        **count_set(collected),
         "num_skipped": len(collected.skipped),
         "num_truncated": collected.num_truncated,
+    }
+
+
+def count_set(collected: RetrievalSet) -> dict[str, int]:
+    """The counts of ``evaluate_retrieval`` that say how the texts belong to the images."""
+    pairs = np.unique(collected.matches, axis=0)
+    images_of_text = np.bincount(pairs[:, 1], minlength=len(collected.captions))
+    return {
+        "num_captions": len(pairs),
+        "num_shared": int((images_of_text > 1).sum()),
+        "num_indistinct": collected.num_indistinct,
     }
 
 
@@ -104,17 +122,11 @@ def rank_set(collected: RetrievalSet, *, device: Any = "cpu") -> tuple[Ranking, 
     )
 
 
-def text_ranks(collected: RetrievalSet, *, device: Any = "cpu") -> np.ndarray:
-    """(M,), the rank of each text's best right image, from 1."""
-    return rank_set(collected, device=device)[0].ranks
-
-
 def embed_retrieval_set(
     job: Job,
     reader: Reader,
     *,
     gallery: Reader | Sequence[Reader] | None = None,
-    every_caption: bool = False,
     lines: bool = False,
 ) -> RetrievalSet | None:
     """The embedded data set on rank 0, None on the others; see ``evaluate_retrieval``.
@@ -123,12 +135,10 @@ def embed_retrieval_set(
         job: the model and the ranks.
         reader: image-caption pairs.
         gallery: more images.
-        every_caption: all captions of an image are texts, and not the first alone.
         lines: each line of a caption is one.
     """
     readers = [reader, *_as_list(gallery)]
-    identify = partial(_identify, every=every_caption, lines=lines)
-    parts = [kept_source(job, reader, identify)]
+    parts = [kept_source(job, reader, partial(_identify, lines=lines))]
     parts += [kept_source(job, each, _hash) for each in readers[1:]]
 
     def join() -> RetrievalSet:
@@ -142,7 +152,9 @@ def embed_retrieval_set(
     texts = from_rank_zero(lambda: collected.captions if collected else [], job.world_size)
     embedded = embed_texts(job, texts)
     if collected is not None and embedded is not None:
-        collected.text_embeds, collected.num_truncated = embedded
+        collected.text_embeds = embedded.embeds
+        collected.num_truncated = embedded.num_truncated
+        collected.num_indistinct = embedded.num_indistinct
     return collected
 
 
@@ -151,13 +163,13 @@ def _hash(pair: Pair) -> tuple[bytes, list[str]]:
     return hashlib.blake2b(pair.image or b"", digest_size=16).digest(), []
 
 
-def _identify(pair: Pair, *, every: bool, lines: bool) -> tuple[bytes, list[str]]:
+def _identify(pair: Pair, *, lines: bool) -> tuple[bytes, list[str]]:
     """The image's hash, and its clean captions.
 
     Raises:
         SampleError: it has no caption.
     """
-    given = [pair.caption or "", *(pair.others if every else [])]
+    given = [pair.caption or "", *pair.others]
     if lines:
         given = [line for text in given for line in text.splitlines()]
     captions = [text for each in given if (text := clean_caption(each))]

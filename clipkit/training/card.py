@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from clipkit._version import __version__
 from clipkit.config import Config, dump_config
-from clipkit.evaluation.card import split_rows, with_licence
+from clipkit.evaluation.card import split_table, with_licence
 
 
 def model_card(
@@ -27,12 +27,7 @@ def model_card(
         parameters: how many the model has.
     """
     size, length = config.preprocess.image_size, config.preprocess.context_length
-    rows = split_rows(results)
-    header = [
-        "| split | direction | R@1 (95% interval) | R@5 (95% interval) | queries |",
-        "|---|---|---|---|---|",
-    ]
-    measured = "\n".join([*header, *rows]) if rows else "No split was evaluated."
+    measured = split_table(results) if results else "No split was evaluated."
     before = config.model.pretrained
     started = f"Besides what `{before}` was trained on, it" if before else "It"
     card = f"""---
@@ -61,8 +56,9 @@ together.
 
 {measured}
 
-Equal captions are one text and equal files one image; ties count against the model. The intervals
-are bootstraps over the queries.
+All captions of an image are its right answers; equal captions are one text and equal files one
+image; ties count against the model. Chance is the R@1 of a random order. The intervals are
+bootstraps over the queries.
 
 ## Limits
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from clipkit.encoder import Encoder
 from clipkit.errors import Preempted
+from clipkit.evaluation.caveats import caveats
 from clipkit.evaluation.embedding import Job
 from clipkit.evaluation.results import TABLE, TaskResult
 from clipkit.evaluation.retrieval import evaluate_retrieval
@@ -80,6 +82,7 @@ class Evaluation:
             with gathered(self._model):
                 results[name] = evaluate_retrieval(self._job, reader)
             self._log.evaluation(step, name, results[name], ema=ema)
+            self._say_once(f"{name}: {each}" for each in caveats(results[name]))
         self._tasks = []
         if (suite := self._begun.suite) is not None:
             with gathered(self._model):
@@ -88,15 +91,15 @@ class Evaluation:
                         self._tasks.append(result)
                         line = headline(suite, result)
                         self._log.task(step, suite.name, result, line, ema=ema)
-                        self._say_once(result)
+                        self._say_once(remarks(result))
         return results
 
-    def _say_once(self, result: TaskResult) -> None:
-        """What the reader of a task's metrics must know, the first time."""
-        for remark in remarks(result):
-            if remark not in self._said:
-                self._said.add(remark)
-                self._log.say(remark)
+    def _say_once(self, sentences: Iterable[str]) -> None:
+        """Tells the reader of the metrics what they must know, the first time."""
+        for sentence in sentences:
+            if sentence not in self._said:
+                self._said.add(sentence)
+                self._log.say(sentence)
 
     def save(self, folder: Path, weights: Path) -> None:
         """Writes what the suite measured last to ``eval/SUITE`` of the run; on the main process.

@@ -236,7 +236,6 @@ def _train(
                 steps=stage.end * parts,
                 rank=rank,
                 world_size=ranks,
-                groups=config.loss.duplicates == "positives",
             )
 
     reading = staged()
@@ -331,7 +330,7 @@ def _train(
         if done % config.train.log_every == 0 or done == steps:
             skipped = totals()
             accuracy = in_batch_accuracy(
-                result.image_embeds, result.text_embeds, result.valid
+                result.image_embeds, result.text_embeds, result.valid, groups=result.groups
             ).tolist()
             log.train(
                 {
@@ -341,8 +340,8 @@ def _train(
                     "lr": lr,
                     "lr_lowest": min(group["lr"] for group in optimizer.param_groups),
                     "lr_highest": max(group["lr"] for group in optimizer.param_groups),
-                    "accuracy_image_to_text": round(accuracy[0], 5),
-                    "accuracy_text_to_image": round(accuracy[1], 5),
+                    "accuracy_image_to_text": _rounded(accuracy[0]),
+                    "accuracy_text_to_image": _rounded(accuracy[1]),
                     "grad_norm": norm,
                     "grad_norm_vision": float(norms["vision"]),
                     "grad_norm_text": float(norms["text"]),
@@ -378,12 +377,17 @@ def _train(
     evaluation.save(folder, final)
     if accelerator.is_main_process:
         update_card(final)
-        write_report(folder)
         write_status(folder, "done", 0, step=steps, total_steps=steps, metrics=results)
+        write_report(folder)  # which says what the status is
         log.say(f"the model is in {final}")
     accelerator.wait_for_everyone()
     log.close()
     return final
+
+
+def _rounded(share: float) -> float | None:
+    """Five digits; None where there is no number, as JSON has no NaN."""
+    return round(share, 5) if math.isfinite(share) else None
 
 
 def _headline(

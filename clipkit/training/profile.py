@@ -74,7 +74,6 @@ def profile_run(config: Config) -> str | None:
         steps=(_WARM + _PLAIN + _WATCHED + _TRACED) * parts,
         rank=accelerator.process_index,
         world_size=ranks,
-        groups=config.loss.duplicates == "positives",
     )
     batches = StepBatches(iter(loader), parts, device)
     train_step = TrainStep(wrapped, model, accelerator, config)

@@ -24,13 +24,15 @@ from clipkit.types import Batch
 @dataclass
 class StepResult:
     """The loss of this rank (the mean over ranks is the global one), the scale, and embeddings
-    of this rank's (last) batch, (B, D) without a gradient, with the flags that go with them."""
+    of this rank's (last) batch, (B, D) without a gradient, with the flags and the groups (B, 2)
+    that go with them."""
 
     loss: Tensor
     scale: Tensor
     image_embeds: Tensor
     text_embeds: Tensor
     valid: Tensor | None
+    groups: Tensor
 
 
 def parts_of(config: Config, ranks: int) -> int:
@@ -156,9 +158,7 @@ class TrainStep:
     def _loss(self, output: DualEncoderOutput, parts: list[Batch], all_valid: bool) -> Tensor:
         config = self.config.loss
         images, texts = _given(output.image_embeds), _given(output.text_embeds)
-        groups = None
-        if config.duplicates == "positives":
-            groups = torch.cat([_given(part.groups) for part in parts])
+        groups = _groups(parts) if config.duplicates == "positives" else None
         bf16 = config.matmul == "bf16"
         valid = _valid(parts, all_valid)
         if config.kind == "sigmoid":
@@ -192,7 +192,12 @@ class TrainStep:
             _given(output.image_embeds).detach(),
             _given(output.text_embeds).detach(),
             _valid(parts, all_valid),
+            _groups(parts),
         )
+
+
+def _groups(parts: list[Batch]) -> Tensor:
+    return torch.cat([_given(part.groups) for part in parts])
 
 
 def _valid(parts: list[Batch], all_valid: bool) -> Tensor | None:

@@ -169,10 +169,12 @@ class RunLog:
         about = {"step": step, "split": split, **({"ema": True} if ema else {})}
         self._write({"kind": "eval", **about, **metrics})
         recalls = "  ".join(
-            f"{short} R@1 {metrics[f'{way}_R@1']:.3f} R@5 {metrics[f'{way}_R@5']:.3f}"
+            " ".join([short, *(f"R@{k} {metrics[f'{way}_R@{k}']:.3f}" for k in ks)])
             for way, short in (("text_to_image", "text→image"), ("image_to_text", "image→text"))
+            if (ks := [k for k in (1, 5) if f"{way}_R@{k}" in metrics])
         )
-        self.say(f"step {step}  {split_name(about)}: {recalls}")
+        counts = f"{metrics['num_images']:,.0f} images, {metrics['num_texts']:,.0f} texts"
+        self.say(f"step {step}  {split_name(about)}: {recalls or 'no recall'} ({counts})")
 
     def task(
         self, step: int, suite: str, result: TaskResult, line: str, *, ema: bool = False

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 import clipkit
+from clipkit.display.curves import Series, chart
 from clipkit.errors import CheckpointError
 
 
@@ -47,3 +50,19 @@ def test_curves_of_one_step_are_drawn_and_of_none_refused(tmp_path: Path) -> Non
     for empty in (run, tmp_path / "nothing"):
         with pytest.raises(CheckpointError, match="no training step is recorded there"):
             clipkit.training_curves(empty)
+
+
+@pytest.mark.parametrize(
+    "values", [(0.1, 0.2), (4.12, 4.1243), (1000.1, 1001.2), (1.01e-4, 1.07e-4), (0.0, 2e-13)]
+)
+def test_ticks_of_an_axis_differ_and_are_what_they_say(values: tuple[float, float]) -> None:
+    figure = chart("Loss", [Series("last", [1.0, 2.0, 3.0], [*values, values[0]])])
+    assert figure is not None
+    svg = figure.svg
+    ticks = re.findall(r'<text x="42" y="[\d.]+" text-anchor="end"[^>]*>([^<]+)<', svg)
+    shown = [float(tick.replace(",", "")) for tick in ticks]
+    assert len(set(ticks)) == len(ticks) >= 3
+    steps = [b - a for a, b in pairwise(shown)]
+    assert max(steps) == pytest.approx(min(steps), rel=0.05)
+    assert shown[0] <= min(values) <= max(values) <= shown[-1]
+    assert re.findall(r'text-anchor="middle"[^>]*>([^<]+)<', svg) == ["2"], "steps are whole"

@@ -37,10 +37,12 @@ def test_eval_prints_both_directions_and_writes_numbers_and_page(
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert code == 0
-    assert lines[0].split() == ["R@1", "R@5", "R@10", "median", "rank", "images", "texts"]
+    assert lines[0].split() == [
+        *("R@1", "R@5", "R@10", "median", "rank", "chance", "images", "texts"),
+    ]
     assert lines[1].startswith("text → image")
     assert lines[2].startswith("image → text")
-    assert lines[1].split()[-2:] == ["20", "12"]
+    assert lines[1].split()[-3:] == ["0.0500", "20", "12"]
     metrics = json.loads(numbers.read_text())["metrics"]
     assert f"{metrics['text_to_image_R@5']:.3f}" == lines[1].split()[4]
     assert page.read_text().count('class="query"') == 8
@@ -52,8 +54,10 @@ def test_eval_by_another_field(
 ) -> None:
     data = noise_shard(tmp_path / "a.tar", 4)
     command = ["eval", str(tiny_folder), str(data), "--workers", "0", "--caption"]
-    assert main([*command, "json.words"]) == 0
+    assert main([*command, "json.words", "--captions", "join"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[-1] == "4"
+    assert main([*command, "json.words"]) == 0  # of a list, each word is a text
+    assert capsys.readouterr().out.splitlines()[1].split()[-1] == "9"
     assert main([*command, "json.nothing"]) == 3
     assert len(remarks(capsys.readouterr().err)) == 1
 
@@ -62,7 +66,8 @@ def test_eval_says_what_it_left_out(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = png_bytes(noise_image(0))
-    samples = [(good, "cat"), (b"<html>", "dog"), (good, None)]
+    other = (png_bytes(noise_image(1)), "house")
+    samples = [(good, "cat"), (b"<html>", "dog"), (good, None), other]
     data = write_shard(tmp_path / "a.tar", samples)
     assert main(["eval", str(tiny_folder), str(data), "--workers", "0"]) == 0
     err = capsys.readouterr().err
@@ -78,13 +83,16 @@ def test_eval_tells_of_captions_that_were_cut_and_names_what_was_asked(
     data = write_shard(tmp_path / "held-out-000.tar", samples)
     numbers, page = tmp_path / "e.json", tmp_path / "e.html"
     command = ["eval", str(tiny_folder), str(tmp_path / "held-out-*.tar"), "--workers", "0"]
-    options = ["--caption", "json.words", "--gallery", str(noise_shard(tmp_path / "b.tar", 9))]
+    options = ["--caption", "json.words", "--captions", "join"]
+    options += ["--gallery", str(noise_shard(tmp_path / "b.tar", 9))]
     assert main([*command, *options, "--json", str(numbers), "--html", str(page)]) == 0
     err = capsys.readouterr().err
     assert "clipkit: 2 of 5 captions are longer than 16 tokens and were cut\n" in err
     assert json.loads(numbers.read_text())["metrics"]["num_truncated"] == 2
     images = json.loads(numbers.read_text())["metrics"]["num_images"]
-    assert f"held-out, json.words, among {images} images: text → image R@1" in page.read_text()
+    assert (
+        f"held-out, json.words, join, among {images} images: text → image R@1" in page.read_text()
+    )
     assert data.exists()
 
 

@@ -121,6 +121,24 @@ def test_the_image_of_each_text_is_enough_where_an_image_has_several_captions() 
     assert metrics["image_to_text_median_rank"] == 1
 
 
+def test_a_recall_that_cannot_be_wrong_is_left_out() -> None:
+    embeds = _unit(np.random.default_rng(0).normal(size=(6, 8)))
+    metrics = retrieval_metrics(embeds[:4], embeds[:4])
+    assert metrics["text_to_image_R@1"] == 1
+    assert metrics["text_to_image_chance"] == 0.25
+    assert not {"text_to_image_R@5", "image_to_text_R@5", "image_to_text_R@10"} & metrics.keys()
+    # Image 0 has five of six texts: its first wrong answer is the last one.
+    pairs = np.array([[0, 0], [0, 1], [0, 2], [0, 3], [0, 4], [1, 5]])
+    metrics = retrieval_metrics(embeds[:2], embeds, pairs)
+    assert "image_to_text_R@5" in metrics, "image 1 has five wrong ones"
+    assert metrics["image_to_text_chance"] == pytest.approx((5 / 6 + 1 / 6) / 2)
+    # One text for all images, and one image for all texts, measure nothing.
+    for shape in ((1, 6), (6, 1)):
+        pairs = np.stack(np.meshgrid(*map(np.arange, shape)), axis=-1).reshape(-1, 2)
+        metrics = retrieval_metrics(embeds[: shape[0]], embeds[: shape[1]], pairs)
+        assert metrics == {"num_images": shape[0], "num_texts": shape[1]}
+
+
 def test_a_perfect_model_scores_one_and_the_reverse_of_it_nothing() -> None:
     embeds = _unit(np.random.default_rng(0).normal(size=(50, 16)))
     assert retrieval_metrics(embeds, embeds)["text_to_image_R@1"] == 1

@@ -25,8 +25,14 @@ HOSTILE = '"><script>alert(1)</script><img src=https://evil.example/x onerror=al
 METRICS = {
     f"{way}_{name}": value
     for way in ("text_to_image", "image_to_text")
-    for name, value in {"R@1": 0.5, "R@5": 0.75, "R@10": 1.0, "median_rank": 1.5}.items()
-} | {"num_images": 1234, "num_texts": 60}
+    for name, value in {
+        "R@1": 0.5,
+        "R@5": 0.75,
+        "R@10": 1.0,
+        "median_rank": 1.5,
+        "chance": 1 / 1234,
+    }.items()
+} | {"num_images": 1234, "num_texts": 60, "num_shared": 7}
 
 
 class _Tags(HTMLParser):
@@ -83,7 +89,8 @@ def test_the_report_shows_curves_metrics_and_config(tmp_path: Path) -> None:
     for shown in ("validation", "held-out", "1,234", "0.500", "0.750", "1.5", "median rank"):
         assert shown in page.text
     assert "output: <b>run</b>" in page.text
-    assert "Guessing among 1,234 images gives an R@1 of 0.0008" in page.text
+    assert "0.0008" in page.text, "the chance of guessing"
+    assert "held-out: 7 of 60 texts belong to several images each, any of which" in page.text
 
 
 def test_the_report_asks_for_nothing_and_runs_nothing(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def test_the_metrics_are_those_of_the_embeddings(tiny_encoder: Encoder, tmp_path
     reader = _open(noise_shard(tmp_path / "a.tar", 30))
     images = tiny_encoder.encode_image([noise_image(i) for i in range(30)])
     texts = tiny_encoder.encode_text([reader[i].caption or "" for i in range(30)])
-    expected = {**retrieval_metrics(images, texts), "num_skipped": 0, "num_truncated": 0}
+    counts = {"num_captions": 30, "num_shared": 0, "num_indistinct": 0}
+    expected = retrieval_metrics(images, texts) | counts | {"num_skipped": 0, "num_truncated": 0}
     for batch_size, workers in ((7, 0), (256, 1)):
         found = evaluate_retrieval(Job(tiny_encoder, batch_size, workers), reader)
         assert found == expected

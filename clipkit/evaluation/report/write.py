@@ -16,6 +16,7 @@ from clipkit.display import page
 from clipkit.display.figure import Figure, write_figures
 from clipkit.display.page import Gallery
 from clipkit.errors import CheckpointError
+from clipkit.evaluation.caveats import caveats
 from clipkit.evaluation.report.answers import (
     confused_pairs,
     confusion_matrix,
@@ -206,18 +207,16 @@ class _Content:
                 name = split_name(record)
                 latest[name if len(self.runs) == 1 else f"{name}, {run.name}"] = record
         latest = {**latest, **results}
-        latest = {name: m for name, m in latest.items() if "text_to_image_R@1" in m}
-        counts = [m.get("num_images") for m in latest.values()]
-        images = max((int(count) for count in counts if is_finite(count)), default=0)
+        latest = {name: m for name, m in latest.items() if is_finite(m.get("num_images"))}
         text = (
-            "R@k: the share of queries with a right answer among the first k. Ties count against "
-            "the model."
+            "R@k: the share of queries with a right answer among the first k. All captions of an "
+            "image are right, and all images of a caption. Ties count against the model. Chance: "
+            "the R@1 of a random order."
         )
-        if images:
-            text += f" Guessing among {images:,} images gives an R@1 of {1 / images:.4f}."
+        notes = [page.note(f"{name}: {each}.") for name in latest for each in caveats(latest[name])]
         if latest:
             heading = "Retrieval" if results else "Retrieval at the end of training"
-            self._add(heading, page.table(*metric_rows(latest)), page.note(text))
+            self._add(heading, page.table(*metric_rows(latest)), page.note(text), *notes)
 
     def _classes(self, pictures: Pictures) -> None:
         """Of each classification: what is taken for what, how sure it was, examples."""

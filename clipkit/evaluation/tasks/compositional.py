@@ -89,13 +89,13 @@ class CompositionalTask(Task):
             return None
         rows = {text: row for row, text in enumerate(texts)}
         notes = []
-        if embedded[1]:
+        if embedded.num_truncated:
             notes.append(
-                f"{embedded[1]:,} of {len(texts):,} captions are longer than "
+                f"{embedded.num_truncated:,} of {len(texts):,} captions are longer than "
                 f"{job.encoder.preprocess.context_length} tokens and were cut, which may take away "
                 "what they differ by"
             )
-        vectors = embedded[0]
+        vectors = embedded.embeds
         told = [[rows[text] for text in each] for part in joined for each in part.told]
         if self.options.form == "pairs":
             columns = _pair_columns(joined, vectors, np.array(told).reshape(2, -1))

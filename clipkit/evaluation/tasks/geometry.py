@@ -43,9 +43,7 @@ class GeometryTask(Task):
         self.readers = [self.reader]
 
     def run(self, job: Job) -> TaskResult | None:
-        collected = embed_retrieval_set(
-            job, self.reader, every_caption=True, lines=self.options.lines
-        )
+        collected = embed_retrieval_set(job, self.reader, lines=self.options.lines)
 
         def measure() -> TaskResult:
             assert collected is not None

@@ -9,15 +9,14 @@ import numpy as np
 
 from clipkit.config.schema import SourceConfig
 from clipkit.data import Reader, open_source
+from clipkit.evaluation.caveats import KS, caveats
 from clipkit.evaluation.embedding import Job
 from clipkit.evaluation.karpathy import KarpathyReader
-from clipkit.evaluation.metrics import DIRECTIONS, metrics_of
+from clipkit.evaluation.metrics import DIRECTIONS, Ranking, metrics_of
 from clipkit.evaluation.results import TaskResult
-from clipkit.evaluation.retrieval import RetrievalSet, embed_retrieval_set, rank_set
+from clipkit.evaluation.retrieval import RetrievalSet, count_set, embed_retrieval_set, rank_set
 from clipkit.evaluation.shares import at_rank_zero
 from clipkit.evaluation.tasks.task import Task, describe_data, unique_keys
-
-KS = (1, 5, 10)
 
 
 @dataclass
@@ -39,7 +38,8 @@ class RetrievalOptions:
 class RetrievalTask(Task):
     """Recall at 1, 5 and 10, median rank and mAP in both directions.
 
-    Images with the same file are one image, and equal captions one text.
+    Images with the same file are one image, and equal captions one text. A recall that cannot be
+    wrong is left out, and a note says so.
     """
 
     kind = "retrieval"
@@ -62,7 +62,7 @@ class RetrievalTask(Task):
 
     def run(self, job: Job) -> TaskResult | None:
         collected = embed_retrieval_set(
-            job, self.reader, gallery=self.galleries, every_caption=True, lines=self.options.lines
+            job, self.reader, gallery=self.galleries, lines=self.options.lines
         )
 
         def measure() -> TaskResult:
@@ -73,28 +73,13 @@ class RetrievalTask(Task):
 
     def _measure(self, job: Job, collected: RetrievalSet) -> TaskResult:
         rankings = rank_set(collected, device=job.encoder.device)
-        notes = []
+        metrics = metrics_of(rankings, ks=KS)
+        notes = caveats({**metrics, **count_set(collected)})
         if collected.num_truncated:
             notes.append(
                 f"{collected.num_truncated:,} of {len(collected.captions):,} captions are longer "
                 f"than {job.encoder.preprocess.context_length} tokens and were cut"
             )
-        columns: dict[str, Any] = {"key": [], "direction": [], "rank": []}
-        names = [f"{way}_{each}" for way in DIRECTIONS for each in (*_recalls(), "mAP")]
-        columns |= {name: [] for name in names}
-        keys = (collected.captions, unique_keys(collected.keys))
-        for way, named, (ranks, precision) in zip(DIRECTIONS, keys, rankings, strict=True):
-            asked = np.flatnonzero(ranks)
-            own: dict[str, np.ndarray] = {f"{way}_mAP": precision[asked]}
-            for k in KS:
-                own[f"{way}_R@{k}"] = (ranks[asked] <= k).astype(np.float64)
-            columns["key"] += [named[i] for i in asked]
-            columns["direction"] += [way] * len(asked)
-            columns["rank"].append(ranks[asked])
-            for name in names:
-                columns[name].append(own.get(name, np.full(len(asked), np.nan)))
-        for name in ("rank", *names):
-            columns[name] = np.concatenate(columns[name])
         texts: list[list[str]] = [[] for _ in collected.keys]
         for image, text in collected.matches.tolist():
             texts[image].append(collected.captions[text])
@@ -105,8 +90,33 @@ class RetrievalTask(Task):
             parts=([key, *each] for key, each in zip(collected.keys, texts, strict=True)),
             notes=notes,
         )
-        return TaskResult(self.name, self.kind, metrics_of(rankings, ks=KS), columns, data)
+        return TaskResult(self.name, self.kind, metrics, _columns(collected, rankings), data)
 
 
-def _recalls() -> list[str]:
-    return [f"R@{k}" for k in KS]
+def _columns(collected: RetrievalSet, rankings: tuple[Ranking, Ranking]) -> dict[str, Any]:
+    """A row a query, of the directions in which an answer can be wrong; see ``TaskResult``."""
+    metrics = metrics_of(rankings, ks=KS)
+    names = [
+        name
+        for way in DIRECTIONS
+        for name in (*(f"{way}_R@{k}" for k in KS), f"{way}_mAP")
+        if name in metrics
+    ]
+    columns: dict[str, Any] = {"key": [], "direction": [], "rank": []}
+    columns |= {name: [] for name in names}
+    keys = (collected.captions, unique_keys(collected.keys))
+    for way, named, (ranks, precision, _) in zip(DIRECTIONS, keys, rankings, strict=True):
+        if f"{way}_mAP" not in names:
+            continue
+        asked = np.flatnonzero(ranks)
+        own: dict[str, np.ndarray] = {f"{way}_mAP": precision[asked]}
+        for k in KS:
+            own[f"{way}_R@{k}"] = (ranks[asked] <= k).astype(np.float64)
+        columns["key"] += [named[i] for i in asked]
+        columns["direction"] += [way] * len(asked)
+        columns["rank"].append(ranks[asked])
+        for name in names:
+            columns[name].append(own.get(name, np.full(len(asked), np.nan)))
+    if not columns["key"]:
+        return {}
+    return columns | {name: np.concatenate(columns[name]) for name in ("rank", *names)}
