@@ -105,8 +105,8 @@ def run_eval(args: argparse.Namespace) -> int:
         from clipkit.evaluation.run_suite import run_folder
         from clipkit.evaluation.zero_shot_command import open_pairs, run_zero_shot
 
-    options = {"captions": args.captions or "random"}
-    reader = open_pairs(source_from(args, args.source, **options), args)
+    source = source_from(args, args.source, captions=args.captions or "random")
+    reader = open_pairs(source, args)
     if reader is None:
         return run_zero_shot(args)
     galleries = [open_source(SourceConfig(path=path, caption="none")) for path in args.gallery]

@@ -48,7 +48,7 @@ def open_pairs(source: SourceConfig, args: argparse.Namespace) -> Reader | None:
         DataError: the source has neither captions nor classes, or cannot be read.
     """
     of_classes = [name for name in ("label", "templates") if getattr(args, name) is not None]
-    of_pairs = [name for name in ("caption", "gallery") if getattr(args, name)]
+    of_pairs = [name for name in ("caption", "captions", "gallery") if getattr(args, name)]
     task = args.task or ("zero_shot" if of_classes else "retrieval" if of_pairs else None)
     if task is None and args.class_names is not None:
         task = "zero_shot"
