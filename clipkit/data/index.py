@@ -1,12 +1,14 @@
 """A file's index: what makes one of its samples a single read at a known place.
 
-An index is made on first use and kept beside its file, or in a cache folder where that is
-read-only. It is an ``.npz`` of plain arrays, loaded without pickle; it is made anew when the
-file's size or time changes, or when it is damaged itself.
+An index is made on first use and kept beside its file under a hidden name, which other programs
+do not take for data, or in a cache folder where that is read-only. It is an ``.npz`` of plain
+arrays, loaded without pickle; it is made anew when the file's size or time changes, or when it is
+damaged itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -27,7 +29,7 @@ Arrays = dict[str, NDArray[Any]]
 Advance = Callable[[int], object]
 Build = Callable[[str, files.FileStat, Advance], Arrays]
 
-SUFFIX = ".clipkit-index.npz"
+_SUFFIX = ".clipkit-index.npz"
 _FORMAT = 1
 _MAX_INDEX = 2**30
 
@@ -85,13 +87,15 @@ def load_index(path: str, stat: files.FileStat, kind: str) -> Arrays | None:
     One that was copied to a server beside its file fits by the file's size: times do not
     survive copying.
     """
+    if not files.is_url(path):
+        _hide_old(path)
     for place in _places(path, kind):
         if arrays := _load(place, lambda fits: fits == _fits(stat, kind)):
             return arrays
     if not files.is_url(path):
         return None
     try:
-        copied = io.BytesIO(files.read_all(path + SUFFIX, _MAX_INDEX))
+        copied = io.BytesIO(files.read_all(index_beside(path), _MAX_INDEX))
     except (OSError, DataError):
         return None
     size = _fits(files.FileStat(stat.size, f"{stat.size}-"), kind)
@@ -103,7 +107,25 @@ def load_index(path: str, stat: files.FileStat, kind: str) -> Arrays | None:
 
 def has_index_beside(path: str) -> bool:
     """Whether a file's index lies beside it, wherever that is."""
-    return files.kind(path + SUFFIX) == "file"
+    return files.kind(index_beside(path)) == "file"
+
+
+def index_beside(path: str) -> str:
+    """``a/x.tar`` → ``a/.x.tar.clipkit-index.npz``, where its index may be."""
+    cut = max(path.rfind("/"), path.rfind(os.sep)) + 1
+    return f"{path[:cut]}.{path[cut:]}{_SUFFIX}"
+
+
+def _hide_old(path: str) -> None:
+    """Hides an index under the name that it had before it was hidden, or removes it where there
+    is a hidden one."""
+    old, new = path + _SUFFIX, index_beside(path)
+    if os.path.isfile(old):
+        with contextlib.suppress(OSError):
+            if os.path.exists(new):
+                os.unlink(old)
+            else:
+                os.replace(old, new)
 
 
 def _load(place: Path | io.BytesIO, fits: Callable[[str], bool]) -> Arrays | None:
@@ -146,7 +168,7 @@ def _places(path: str, kind: str) -> list[Path]:
     cached = files.cache_folder() / f"{files.digest(os.path.abspath(path), kind)}.npz"
     if files.is_url(path):
         return [files.cache_folder() / f"{files.digest(path, kind)}.npz"]
-    return [Path(path + SUFFIX), cached]
+    return [Path(index_beside(path)), cached]
 
 
 def write_arrays(place: Path, arrays: Arrays) -> None:
@@ -158,7 +180,7 @@ def write_arrays(place: Path, arrays: Arrays) -> None:
     buffer = io.BytesIO()
     # numpy's stubs take the names of arrays for its own keyword.
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    aside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    aside = place.with_name(f".{place.name.removeprefix('.')}.{os.getpid()}.tmp")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(buffer.getvalue())

@@ -14,7 +14,7 @@ from sample_files import encoded, pair_members, photo, write_shards, write_tar
 
 from clipkit.config.schema import SourceConfig
 from clipkit.data import SampleError, open_source
-from clipkit.data.index import SUFFIX
+from clipkit.data.index import index_beside
 from clipkit.errors import DataError
 
 
@@ -121,7 +121,7 @@ def test_hostile_names_stay_opaque_keys(tmp_path):
     reader = open_tar(write_tar(tmp_path / "in" / "x.tar", members))
     assert [reader[i].caption for i in range(4)] == names
     made = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert made == {"in/x.tar", "in/x.tar" + SUFFIX}
+    assert made == {"in/x.tar", "in/.x.tar.clipkit-index.npz"}
 
 
 def test_a_truncated_shard_keeps_its_first_samples_and_is_named(tmp_path):
@@ -143,7 +143,7 @@ def test_a_truncated_shard_keeps_its_first_samples_and_is_named(tmp_path):
 def test_the_index_is_kept_and_made_anew_when_the_shard_changes(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "x.tar", pair_members(3))
     assert len(open_tar(path)) == 3
-    index = Path(str(path) + SUFFIX)
+    index = Path(index_beside(str(path)))
     kept = index.read_bytes()
     monkeypatch.setattr("clipkit.data.tar_index.list_tar", None)  # reading must not scan again
     assert len(open_tar(path)) == 3
@@ -164,7 +164,7 @@ def test_an_index_is_never_unpickled(tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(canary),))
 
-    np.savez(str(path) + SUFFIX, fits=np.array([Evil()], dtype=object))
+    np.savez(index_beside(str(path)), fits=np.array([Evil()], dtype=object))
     assert len(open_tar(path)) == 1
     assert not canary.exists()
 
@@ -180,7 +180,7 @@ def test_beside_a_read_only_shard_the_index_goes_to_the_cache(tmp_path, caches_i
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
     assert len(open_tar(path)) == 2
-    assert not Path(str(path) + SUFFIX).exists()
+    assert not Path(index_beside(str(path))).exists()
     assert len(list((caches_in_tmp / "clipkit" / "index").glob("*.npz"))) == 1
     monkeypatch.setattr("clipkit.data.tar_index.list_tar", None)
     assert len(open_tar(path)) == 2
@@ -286,7 +286,7 @@ def test_indexing_shows_a_bar_and_a_kept_index_none(tmp_path, monkeypatch):
     pattern = write_shards(tmp_path, [3, 3])
     open_source(SourceConfig(path=pattern), progress=False)
     assert not bars
-    Path(str(tmp_path / "train-000.tar") + SUFFIX).unlink()
+    Path(index_beside(str(tmp_path / "train-000.tar"))).unlink()
     open_source(SourceConfig(path=pattern), progress=True)
     assert [bar.done == bar.total > 10_000 for bar in bars] == [True]
     open_source(SourceConfig(path=pattern), progress=True)

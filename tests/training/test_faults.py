@@ -166,7 +166,7 @@ def test_where_no_index_can_be_kept_a_line_says_so_and_the_run_goes_on(
     pictures = write_pictures(tmp_path / "in")
     subprocess.run(["tar", "cf", source, *sorted(os.listdir(pictures))], cwd=pictures, check=True)
     # A folder stands where the index belongs, and a file where the cache does.
-    (tmp_path / "train.tar.clipkit-index.npz" / "x").mkdir(parents=True)
+    (tmp_path / ".train.tar.clipkit-index.npz" / "x").mkdir(parents=True)
     (tmp_path / "cache").write_text("")
     config = write_long_config(tmp_path, source)
     result = clipkit("train", config, "--dry-run", env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
