@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.image_ids import ImageFiles, column_images, no_images, number_images, part_of
+from clipkit.data.packed_fields import is_packed, unpack_metadata
 from clipkit.data.reader import Access, SampleError
 from clipkit.data.table import choose_columns, columns_understood, read_image
 from clipkit.errors import DataError
@@ -119,9 +120,16 @@ class DatasetReader:
         except Exception as error:  # datasets passes on whatever its many parts raise
             raise DataError(f"{source.path}: cannot be loaded ({_cause(error)}).") from error
         self._class_names: dict[str, list[str]] = {}  # of columns of class labels
+        self._labels: tuple[str, list[str]] | None = None  # the column of the class, its names
         self._image, self._captions = self._choose(loaded, datasets)
-        self.understood = columns_understood(
-            list(loaded.column_names), self._image, self._captions, classes=bool(self._class_names)
+        self.understood = dataclasses.replace(
+            columns_understood(
+                list(loaded.column_names),
+                self._image,
+                self._captions,
+                classes=bool(self._class_names),
+            ),
+            class_names=self._labels[1] if self._labels else (),
         )
         self._data = self._plain(loaded, datasets)
         self._names = self._image_column()
@@ -152,15 +160,20 @@ class DatasetReader:
         name = value.get("path") if isinstance(value, dict) else value
         captions = self._texts(record)
         key = name if isinstance(name, str) and name else f"{self._number(row):08d}"
+        metadata = {k: v for k, v in record.items() if k not in (self._image, *self._captions)}
+        column, names = self._labels or ("", [])
+        number = record.get(column)
+        if not isinstance(number, int) or not 0 <= number < len(names):
+            number = None
         return Pair(
             key=key,
             image=self._image_bytes(value),
             caption=captions[0] if captions else None,
             origin=self.locate(row),
-            metadata={
-                k: v for k, v in record.items() if k != self._image and k not in self._captions
-            },
+            metadata=unpack_metadata(metadata),
             others=captions[1:],
+            class_number=number,
+            class_name=None if number is None else names[number],
         )
 
     def locate(self, row: int) -> str:
@@ -219,11 +232,17 @@ class DatasetReader:
         labels = isinstance(source, LabelSource)
         if source.caption is None and (labels or not usual) and classes:
             source.caption = classes[0]
+        if source.caption is None and not labels and usual and is_packed(columns):
+            source.caption = "captions"
         image, captions = choose_columns(source, columns, self.source.path)
         for name in captions:
             if name in classes and not (isinstance(source, LabelSource) and source.numbers):
                 told = reader.read_class_names(self.source)
                 self._class_names[name] = told or list(features[name].names)
+        chosen = [name for name in captions if name in classes] or classes
+        if len(chosen) == 1:
+            names = self._class_names.get(chosen[0], list(features[chosen[0]].names))
+            self._labels = (chosen[0], names)
         return image, captions
 
     def _plain(self, loaded: Any, datasets: Any) -> Any:

@@ -86,7 +86,10 @@ class FolderReader:
             self.dropped["no caption"] = len(images) - len(self._names)
         self.shard_sizes = [len(self)]
         self.understood = Understood(
-            images="image files", captions=self._where_captions(), classes=self._from_folders
+            images="image files",
+            captions=self._where_captions(),
+            classes=self._from_folders,
+            class_names=sorted({self._class_of(name) for name in self._names} - {""}),
         )
         used = [*self._names, *self._texts.values()]
         size = files.total_size(files.join(folder, name) for name in used)
@@ -108,6 +111,7 @@ class FolderReader:
             origin=self.locate(row),
             metadata=self._metadata.get(name, {}),
             others=captions[1:],
+            class_name=self._class_of(name) or None,
         )
 
     def locate(self, row: int) -> str:
@@ -153,10 +157,14 @@ class FolderReader:
             return [reader.decode_text(raw)]
         if name in self._metadata:
             return [str(self._metadata[name][_CAPTION]), *self._others.get(name, [])]
-        if not self._from_folders:
-            return []
-        folder = name.split("/")[-2]
-        return reader.class_captions(self._class_names.get(folder, folder), self.source)
+        return (
+            reader.class_captions(self._class_of(name), self.source) if self._from_folders else []
+        )
+
+    def _class_of(self, name: str) -> str:
+        """The class of an image; empty where folders are no classes."""
+        folder = name.split("/")[-2] if self._from_folders else ""
+        return self._class_names.get(folder, folder)
 
     def _name_classes(self, images: list[str]) -> None:
         names = reader.read_class_names(self.source)

@@ -7,13 +7,14 @@ In the ``.json`` member of a tar stand the fields of the source, and beside them
 - ``class``: the name of the class, where ``.cls`` holds its number;
 - ``packed``: who wrote this, by which a reader knows the others.
 
-A field of the source that has one of these names is written as ``source.NAME``. In Parquet each
-of the first three is a column, and ``metadata`` holds the source's fields.
+A field of the source that has one of these names is written as ``source.NAME``. In Parquet the
+captions and the class are columns, and ``metadata`` holds the other fields as JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,3 +77,21 @@ def unpack_fields(fields: dict[str, Any]) -> PackedFields:
         [str(text) for text in captions] if isinstance(captions, list) else [],
         class_name if isinstance(class_name, str) else None,
     )
+
+
+def is_packed(columns: Sequence[str]) -> bool:
+    """Whether columns are those that packing writes where samples have captions."""
+    return {"key", "image", "caption", "captions", "metadata"}.issubset(columns)
+
+
+def unpack_metadata(columns: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a row of packed Parquet; of any other row, those alone."""
+    text = columns.get("metadata")
+    if not isinstance(text, str) or PACKED not in text:
+        return columns
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        return columns
+    packed = isinstance(fields, dict) and fields.get("packed") == PACKED
+    return unpack_fields(fields).metadata if packed else columns

@@ -39,11 +39,12 @@ class TarCaptions:
     Attributes:
         wanted: where the captions are, in order.
         of_class: whether they are made of the name of a class.
+        class_names: the names of the classes by number; empty where the source does not say them.
     """
 
     def __init__(self, source: SourceConfig) -> None:
         self.source = source
-        self._class_names = reader.read_class_names(source)
+        self.class_names = reader.read_class_names(source) or []
         self._is_label = isinstance(source, LabelSource)
         self.wanted: list[Wanted]
         if source.caption is None:
@@ -65,7 +66,7 @@ class TarCaptions:
     @property
     def of_fields(self) -> bool:
         """Whether the ``.json`` of a sample must be read for its first caption."""
-        needs_name = self.of_class and self._class_names is None
+        needs_name = self.of_class and not self.class_names
         return needs_name or any(wanted.field for wanted in self.wanted)
 
     def look(self, path: str, arrays: Arrays, image: Places) -> None:
@@ -94,7 +95,7 @@ class TarCaptions:
                 self.wanted = [Wanted((FIELDS,), name)]
             elif not with_text.any() and (find_members(arrays, [CLASS]).offset >= 0).any():
                 self.wanted = [Wanted((CLASS,))]
-        if self.of_class and self._class_names is None:
+        if self.of_class and not self.class_names:
             self._check_class(path, arrays)
 
     def read(
@@ -135,16 +136,16 @@ class TarCaptions:
         if not text.isdecimal():
             return None, text or None
         number = int(text) if len(text) < 10 else -1
-        if self._class_names is None:
+        if not self.class_names:
             return number, packed.class_name
-        return number, self._class_names[number] if 0 <= number < len(self._class_names) else None
+        return number, self.class_names[number] if 0 <= number < len(self.class_names) else None
 
     def _of_class(self, raw: bytes | None, packed_name: str | None) -> list[str]:
         """The captions that a ``.cls`` member stands for: it holds a class's number or name."""
         text = reader.decode_text(raw or b"").strip()
         numbers = isinstance(self.source, LabelSource) and self.source.numbers
         number, name = self.class_of(raw, PackedFields({}, [], None if numbers else packed_name))
-        if number is not None and name is None and self._class_names is None:
+        if number is not None and name is None and not self.class_names:
             name = text
         return reader.class_captions(name, self.source) if name and name.strip() else []
 

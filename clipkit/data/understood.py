@@ -22,6 +22,7 @@ class Understood:
             file (.heic)``.
         classes: whether the captions are made of the names of classes: of folders, ``.cls`` members
             or class labels.
+        class_names: the names of the classes in the order of their numbers, where it is known.
         notes: further sentences without a full stop, such as the encoding that was found.
     """
 
@@ -31,4 +32,5 @@ class Understood:
     also: Sequence[str] = ()
     unused: Mapping[str, int] = field(default_factory=dict)
     classes: bool = False
+    class_names: Sequence[str] = ()
     notes: Sequence[str] = ()

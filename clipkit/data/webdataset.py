@@ -410,6 +410,7 @@ class TarReader:
             captions=f"members {', '.join(captions)}" if captions else "",
             also=sorted(f".{name}" for name in also),
             classes=self._captions.of_class,
+            class_names=self._captions.class_names,
             unused=dict(unused),
             notes=_notes(seen, 0 if self._to_first_dot else seen.counts["dotted"]),
         )
