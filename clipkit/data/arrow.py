@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
+from clipkit.data.columns import choose_columns, columns_understood
 from clipkit.data.image_ids import ImageFiles, column_images, no_images, number_images, part_of
 from clipkit.data.packed_fields import is_packed, unpack_metadata
 from clipkit.data.reader import Access, SampleError
-from clipkit.data.table import choose_columns, columns_understood, read_image
+from clipkit.data.table import read_image
 from clipkit.errors import DataError
 from clipkit.types import Pair
 

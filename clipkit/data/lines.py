@@ -20,6 +20,7 @@ from clipkit.types import Pair
 EXTENSION = "txt"
 _BLOCK = 2**24
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_MIB = reader.MAX_CAPTION_BYTES // 2**20
 
 
 class LineReader:
@@ -52,11 +53,14 @@ class LineReader:
         self._lines: list[np.ndarray] = []  # their numbers in the file, from 1 on
         dropped: Counter[str] = Counter()
         names: list[str | int] = []
-        for path, stat, arrays in indexed(paths, _index, kind="lines", progress=progress):
+        cp1252 = cut = 0
+        for path, stat, arrays in indexed(paths, _index, kind="lines 2", progress=progress):
             self._offsets.append(arrays["offset"])
             self._sizes.append(arrays["size"])
             self._lines.append(arrays["line"])
             dropped["empty line"] += int(arrays["blank"])
+            cp1252 += int(arrays["cp1252"])
+            cut += int((arrays["size"] > reader.MAX_CAPTION_BYTES).sum())
             names += [path.replace("\\", "/").rsplit("/", 1)[-1], stat.size]
         self.dropped = {reason: number for reason, number in dropped.items() if number}
         self.shard_sizes = [len(offsets) for offsets in self._offsets]
@@ -64,7 +68,10 @@ class LineReader:
         if len(self) == 0:
             raise DataError(f"{source.path}: no line has a text.")
         self.access = Access(remote=any(map(files.is_url, paths)))
-        self.understood = Understood(captions="a text a line")
+        notes = [f"{_lines(cp1252)} not UTF-8, read as cp1252"] if cp1252 else []
+        if cut:
+            notes.append(f"{_lines(cut)} longer than {_MIB} MiB, cut there")
+        self.understood = Understood(captions="a text a line", notes=notes)
         self.fingerprint = files.digest("lines", *names, *self.shard_sizes)
 
     def __len__(self) -> int:
@@ -107,7 +114,7 @@ class LineReader:
     def _text(self, number: int, i: int) -> str:
         size = min(int(self._sizes[number][i]), reader.MAX_CAPTION_BYTES)
         raw = files.read(self.paths[number], int(self._offsets[number][i]), size)
-        return raw.decode("utf-8-sig", "replace")
+        return reader.decode_text(raw)
 
 
 def _index(path: str, stat: files.FileStat, advance: Advance) -> Arrays:
@@ -115,7 +122,7 @@ def _index(path: str, stat: files.FileStat, advance: Advance) -> Arrays:
     if files.read(path, 0, 2) in _UTF_16:
         raise DataError(f"{path}: is UTF-16; save it as UTF-8.")
     offsets, sizes, numbers = [], [], []
-    at = number = blank = 0
+    at = number = blank = cp1252 = 0
     rest = b""
     for begin in range(0, stat.size, _BLOCK):
         data = rest + files.read(path, begin, min(_BLOCK, stat.size - begin))
@@ -129,6 +136,7 @@ def _index(path: str, stat: files.FileStat, advance: Advance) -> Arrays:
                 offsets.append(at)
                 sizes.append(len(line))
                 numbers.append(number)
+                cp1252 += not line.isascii() and reader.is_cp1252(line)
             else:
                 blank += 1
             at += len(line) + 1
@@ -138,4 +146,9 @@ def _index(path: str, stat: files.FileStat, advance: Advance) -> Arrays:
         "size": np.array(sizes, dtype=np.int64),
         "line": np.array(numbers, dtype=np.int64),
         "blank": np.array(blank),
+        "cp1252": np.array(cp1252),
     }
+
+
+def _lines(count: int) -> str:
+    return "1 line is" if count == 1 else f"{count:,} lines are"

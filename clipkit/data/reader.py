@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,10 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _NO_CP1252 = re.compile(
     rb"[\x00-\x08\x0e-\x1f\x7f\x81\x8d\x8f\x90\x9d]"
     rb"|\xed[\xa0-\xbf][\x80-\xbf]|[\xe0-\xf4][\x80-\xbf]{1,2}\Z"
+)
+_QUOTED = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*\"""")
+_SAVED_LIST = re.compile(
+    rf"\s*\[\s*(?:{_QUOTED.pattern})(?:[\s,]*(?:{_QUOTED.pattern}))*[\s,]*\]\s*"
 )
 
 LOST = "lost to a damaged shard"
@@ -150,15 +155,37 @@ def some_captions(reader: Reader) -> Iterator[str]:
 
 def caption_texts(values: Sequence[Any], source: SourceConfig) -> list[str]:
     """What columns or JSON fields say as captions, as many as the source's ``captions`` asks
-    for; of several, the empty ones are left out."""
-    if len(values) == 1 and not isinstance(values[0], list | tuple):
-        text = _text(values[0])
-        return [] if text is None else [text]
-    items = [i for value in values for i in (value if isinstance(value, list | tuple) else [value])]
-    texts = [text for item in items if (text := _text(item)) and text.strip()]
+    for; of several, the empty ones are left out. A list that was saved as text is a list again."""
+    if isinstance(source, LabelSource):
+        texts = [text for value in values for text in _texts(value)]
+    else:
+        texts = [text for value in values for text in all_texts(value)]
+    if len(values) == 1 and len(texts) == 1 and not isinstance(values[0], list | tuple):
+        return texts
+    texts = [text for text in texts if text.strip()]
     if source.captions == "join":
         return [", ".join(texts)] if texts else []
     return texts[:1] if source.captions == "first" else texts
+
+
+def all_texts(value: Any) -> list[str]:
+    """The captions that one value holds: a text, a list of them, or a list that was saved as text.
+    True and False are none."""
+    if isinstance(value, str) and (saved := saved_list(value)) is not None:
+        return saved
+    items = value if isinstance(value, list | tuple) else [value]
+    return _texts([None if isinstance(item, bool) else item for item in items])
+
+
+def saved_list(text: str) -> list[str] | None:
+    """``['a dog', 'a cat']`` → a dog and a cat: a list of texts as Python, numpy or JSON writes it
+    into a cell of a table. None for any other text."""
+    if not text.lstrip().startswith("[") or not _SAVED_LIST.fullmatch(text):
+        return None
+    try:
+        return [str(ast.literal_eval(each)) for each in _QUOTED.findall(text)]
+    except (ValueError, SyntaxError):
+        return None
 
 
 def class_captions(name: str, source: SourceConfig) -> list[str]:
@@ -187,9 +214,22 @@ def read_class_names(source: SourceConfig) -> list[str] | None:
     return lines
 
 
+def name_some(names: Sequence[str], most: int = 12) -> str:
+    """``a, b, c``: the first names of perhaps very many, each cut where it is long, and how many
+    more there are."""
+    shown = [name if len(name) <= 60 else f"{name[:59]}…" for name in names[:most]]
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(shown) + more
+
+
 def split_names(given: str) -> list[str]:
     """``a, b`` → a and b."""
     return [name.strip() for name in given.split(",") if name.strip()]
+
+
+def _texts(value: Any) -> list[str]:
+    items = value if isinstance(value, list | tuple) else [value]
+    return [text for item in items if (text := _text(item)) is not None]
 
 
 def _text(value: Any) -> str | None:

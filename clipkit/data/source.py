@@ -12,6 +12,7 @@ from clipkit.data.arrow import is_saved_dataset, open_dataset, open_parquet
 from clipkit.data.filters import keep_wanted
 from clipkit.data.folder import METADATA_FILES, FolderReader, beside, extension
 from clipkit.data.lines import LineReader
+from clipkit.data.magic import content_of, is_parquet
 from clipkit.data.reader import IMAGE_EXTENSIONS, NONE, Reader
 from clipkit.data.table import EXTENSIONS as TABLE_EXTENSIONS
 from clipkit.data.table import TableReader
@@ -74,7 +75,7 @@ def _open(source: SourceConfig, progress: bool, *, estimate: bool) -> Reader:
 
 
 def _open_files(source: SourceConfig, paths: list[str], progress: bool, estimate: bool) -> Reader:
-    kinds = Counter(_format_of(path) for path in paths)
+    kinds = Counter(_format_of_file(path) for path in paths)
     wanted = source.format if source.format != "auto" else next(iter(kinds))
     if source.format == "auto" and (len(kinds) > 1 or wanted is None):
         raise DataError(f"{source.path}: {_found(paths)}; understood are {_UNDERSTOOD}.")
@@ -129,6 +130,23 @@ def _open_folder(source: SourceConfig, folder: str, progress: bool, estimate: bo
             raise DataError(hint) from None
     paths = [files.join(folder, name) for name in usable]
     return _open_files(source, paths, progress, estimate)
+
+
+def _format_of_file(path: str) -> str | None:
+    """The format of a file by its name; of a table or text by its first bytes as well.
+
+    Raises:
+        DataError: it is called a table or text, and is something else that is not read.
+    """
+    by_name = _format_of(path)
+    if by_name not in ("table", "lines") or files.is_url(path) or files.kind(path) != "file":
+        return by_name
+    start = files.read(path, 0, 512)
+    if is_parquet(start):
+        return "parquet"
+    if found := content_of(start):
+        raise DataError(f"{path}: is {found[0]}, whatever its name says; {found[1]}.")
+    return by_name
 
 
 def _format_of(path: str) -> str | None:
