@@ -107,7 +107,8 @@ def run_pack(args: argparse.Namespace) -> int:
     from contextlib import ExitStack
 
     from clipkit.config.schema import FilterConfig
-    from clipkit.data.pack import Packing, pack
+    from clipkit.data.pack import pack
+    from clipkit.data.pack_samples import Packing
     from clipkit.display.console import default_workers, plain_warnings, progress_bar, remark
     from clipkit.errors import ConfigError
 
