@@ -185,16 +185,19 @@ class DatasetReader:
             return self.source.path, None
         return files.join(self._folder, str(name)), None
 
-    def captions(self) -> Iterator[str]:
+    def texts(self) -> Iterator[list[str]]:
         if not self._captions:
-            yield from [""] * len(self)
+            yield from ([] for _ in range(len(self)))
             return
         columns = self._data.select_columns(sorted({n.split(".")[0] for n in self._captions}))
         for row in range(len(self)):
             try:
-                yield next(iter(self._texts(columns[self._number(row)])), "")
+                yield self._texts(columns[self._number(row)])
             except UnicodeDecodeError:
-                yield ""
+                yield []
+
+    def captions(self) -> Iterator[str]:
+        return reader.first_of(self.texts())
 
     def image_files(self) -> ImageFiles:
         if self._image is None:

@@ -120,12 +120,15 @@ class FolderReader:
     def place(self, row: int) -> tuple[str, int | None]:
         return self.locate(row), None
 
-    def captions(self) -> Iterator[str]:
+    def texts(self) -> Iterator[list[str]]:
         for name in self._names:
             try:
-                yield next(iter(self._captions(name)), "")
+                yield self._captions(name)
             except SampleError:
-                yield ""
+                yield []
+
+    def captions(self) -> Iterator[str]:
+        return reader.first_of(self.texts())
 
     def image_files(self) -> ImageFiles:
         return named_files(files.join(self._folder, name) for name in self._names)

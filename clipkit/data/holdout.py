@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipkit.data.image_ids import ImageFiles, number_images, part_of
 from clipkit.data.mixture import MixtureReader
-from clipkit.data.reader import Reader
+from clipkit.data.reader import Reader, first_of
 from clipkit.data.rng import Purpose, permutation
 from clipkit.errors import DataError
 from clipkit.types import Pair
@@ -48,8 +48,11 @@ class PartReader:
     def place(self, row: int) -> tuple[str, int | None]:
         return self.whole.place(int(self.rows[row]))
 
+    def texts(self) -> Iterator[list[str]]:
+        return self._ours(self.whole.texts())
+
     def captions(self) -> Iterator[str]:
-        return self._ours(self.whole.captions())
+        return first_of(self.texts())
 
     def image_files(self) -> ImageFiles | None:
         whole = self.whole.image_files()
@@ -58,7 +61,7 @@ class PartReader:
     def image_ids(self) -> NDArray[np.int64] | None:
         return number_images(self.image_files())
 
-    def _ours(self, values: Iterator[str]) -> Iterator[str]:
+    def _ours(self, values: Iterator[list[str]]) -> Iterator[list[str]]:
         ours = np.zeros(len(self.whole), dtype=bool)
         ours[self.rows] = True
         for keep, value in zip(ours, values, strict=True):

@@ -93,10 +93,13 @@ class LineReader:
     def place(self, row: int) -> tuple[str, int | None]:
         return self.paths[self._find(row)[0]], None
 
-    def captions(self) -> Iterator[str]:
+    def texts(self) -> Iterator[list[str]]:
         for number, size in enumerate(self.shard_sizes):
             for i in range(size):
-                yield self._text(number, i)
+                yield [self._text(number, i)]
+
+    def captions(self) -> Iterator[str]:
+        return reader.first_of(self.texts())
 
     def image_files(self) -> ImageFiles:
         return no_images(len(self))

@@ -12,7 +12,7 @@ from clipkit.config.schema import SourceConfig
 from clipkit.data import files
 from clipkit.data.image_ids import ImageFiles, joined, number_images
 from clipkit.data.mixture_order import BLOCK, positions_a_block
-from clipkit.data.reader import TURN, Access, Reader
+from clipkit.data.reader import TURN, Access, Reader, first_of
 from clipkit.data.understood import Understood
 from clipkit.types import Pair
 
@@ -62,9 +62,12 @@ class MixtureReader:
         part, inner = self._find(row)
         return part.place(inner)
 
-    def captions(self) -> Iterator[str]:
+    def texts(self) -> Iterator[list[str]]:
         for part in self.parts:
-            yield from part.captions()
+            yield from part.texts()
+
+    def captions(self) -> Iterator[str]:
+        return first_of(self.texts())
 
     def image_files(self) -> ImageFiles | None:
         parts = [part.image_files() for part in self.parts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -127,8 +127,13 @@ class Reader(Protocol):
         """
         ...
 
+    def texts(self) -> Iterator[list[str]]:
+        """The captions of each row, as many as the source's ``captions`` asks for, in row order
+        and without reading images; none where a row has none, or none that can be read."""
+        ...
+
     def captions(self) -> Iterator[str]:
-        """All captions in row order, without reading images; empty where there is none."""
+        """The first of ``texts`` of each row; empty where there is none."""
         ...
 
     def image_files(self) -> ImageFiles | None:
@@ -147,10 +152,16 @@ def samples_text(reader: Reader) -> str:
     return f"{'about ' if reader.access.estimated else ''}{len(reader):,}"
 
 
+def first_of(rows: Iterable[list[str]]) -> Iterator[str]:
+    """The first caption of each row; empty where it has none."""
+    return (texts[0] if texts else "" for texts in rows)
+
+
 def some_captions(reader: Reader) -> Iterator[str]:
-    """The first captions of a source, as many as a tokenizer needs; fewer where each shard must
-    be read as a whole for them."""
-    return islice(reader.captions(), 20_000 if reader.access.whole_shards else 2_000_000)
+    """All captions of the first rows of a source, as many as a tokenizer needs; fewer where each
+    shard must be read as a whole for them."""
+    rows = islice(reader.texts(), 20_000 if reader.access.whole_shards else None)
+    return islice((text for texts in rows for text in texts), 2_000_000)
 
 
 def caption_texts(values: Sequence[Any], source: SourceConfig) -> list[str]:

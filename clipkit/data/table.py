@@ -121,9 +121,11 @@ class TableReader:
         image = self._name(record)
         return self.paths[number] if image is None else image_path(self._roots[number], image), None
 
+    def texts(self) -> Iterator[list[str]]:
+        return (captions for _, captions, _ in self.records())
+
     def captions(self) -> Iterator[str]:
-        for _, captions, _ in self.records():
-            yield captions[0] if captions else ""
+        return reader.first_of(self.texts())
 
     def image_files(self) -> ImageFiles:
         if not self._image:

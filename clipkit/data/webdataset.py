@@ -173,19 +173,22 @@ class TarReader:
         offset = int(shard.image[0][i])
         return self._paths[number], None if offset < 0 else offset
 
-    def captions(self) -> Iterator[str]:
+    def texts(self) -> Iterator[list[str]]:
         of_fields = self._captions.of_fields
         for number, path in enumerate(self._paths):
             shard = self._shard(number)
             for i in range(self.shard_sizes[number]):
                 if i >= len(shard.names):
-                    yield ""
+                    yield []
                     continue
                 try:
                     texts, _ = self._texts(path, shard, i, with_fields=of_fields)
                 except SampleError:
                     texts = []
-                yield texts[0] if texts else ""
+                yield texts
+
+    def captions(self) -> Iterator[str]:
+        return reader.first_of(self.texts())
 
     def image_files(self) -> ImageFiles | None:
         if self._count != "index" and self.access.remote and not self._is_indexed():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from clipkit.config.schema import SourceConfig
 from clipkit.data import files
 from clipkit.data.image_ids import ImageFiles, named_files, number_images
-from clipkit.data.reader import Access, caption_texts
+from clipkit.data.reader import Access, caption_texts, first_of
 from clipkit.data.table import read_image
 from clipkit.data.understood import Understood
 from clipkit.errors import DataError
@@ -103,8 +103,11 @@ class KarpathyReader:
     def place(self, row: int) -> tuple[str, int | None]:
         return self.locate(row), None
 
+    def texts(self) -> Iterator[list[str]]:
+        return (captions for _, captions in self._images)
+
     def captions(self) -> Iterator[str]:
-        return (captions[0] if captions else "" for _, captions in self._images)
+        return first_of(self.texts())
 
     def image_files(self) -> ImageFiles:
         return named_files(map(self.locate, range(len(self))))

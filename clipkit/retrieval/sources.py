@@ -70,8 +70,9 @@ def texts_sha256(reader: Reader) -> str | None:
     """
     digest = hashlib.sha256()
     if isinstance(reader, FolderReader) and not reader.access.remote:
-        for caption in reader.captions():
-            digest.update(f"{len(caption)} {caption}".encode("utf-8", "replace"))
+        for texts in reader.texts():
+            for caption in texts or [""]:
+                digest.update(f"{len(caption)} {caption}".encode("utf-8", "replace"))
     elif isinstance(reader, LineReader | TableReader) and not any(map(files.is_url, reader.paths)):
         for path in reader.paths:
             try:

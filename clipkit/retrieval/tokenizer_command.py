@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -119,33 +120,60 @@ def _open(args: argparse.Namespace, path: str) -> dict[str, Reader]:
         remark_source(reader)
         readers[name or reader.source.caption or "captions"] = reader
     for name, reader in readers.items():
-        if not any(text.strip() for text in reader.captions()):
+        if not any(text.strip() for texts in reader.texts() for text in texts):
             raise DataError(f"{path}: {name}: there is no caption that is not empty.")
     return readers
 
 
 def _captions(readers: dict[str, Reader], by: str, most: int) -> Iterator[tuple[str | None, str]]:
-    """(group or None, text), of each column as many; every n-th where there are too many."""
-    from clipkit.data.reader import SampleError, field_of, some_captions
+    """(group or None, text), of each column as many; those of a row in every n where there are
+    too many."""
+    from itertools import islice
+
+    from clipkit.data.reader import SampleError, field_of
 
     share = max(most // len(readers), 1)
     for name, reader in readers.items():
-        step = -(-len(reader) // share)
+        texts_a_row = _texts_a_row(reader)
+        step = max(1, math.ceil(len(reader) * texts_a_row / share))
         if by not in (_BY_SCRIPT, _BY_COLUMN):
-            for row in range(0, len(reader), step):
+            for row in _some_rows(len(reader), step):
                 try:
                     pair = reader[row]
                 except SampleError:
                     continue
                 value = field_of(pair.metadata, by)
-                yield "–" if value is None else str(value), pair.caption or ""
+                for text in (pair.caption or "", *pair.others):
+                    yield "–" if value is None else str(value), text
             continue
         group = name if by == _BY_COLUMN else None
         # Where each shard must be read as a whole for its captions, those of the first few do.
-        texts = some_captions(reader) if reader.access.whole_shards else reader.captions()
-        for number, text in enumerate(texts):
-            if reader.access.whole_shards or number % step == 0:
-                yield group, text
+        whole = reader.access.whole_shards
+        most_rows = min(len(reader), 20_000) if whole else len(reader)
+        wanted = _some_rows(most_rows, 1 if whole else step)
+        row = next(wanted, None)
+        for number, texts in enumerate(islice(reader.texts(), most_rows)):
+            if number == row:
+                yield from ((group, text) for text in texts)
+                row = next(wanted, None)
+
+
+def _some_rows(total: int, step: int) -> Iterator[int]:
+    """One row of each ``step``, ascending, always the same ones: drawn, as every fifth row may be
+    the first caption of an image."""
+    import random
+
+    draw = random.Random(0)
+    for begin in range(0, total, step):
+        yield begin + draw.randrange(min(step, total - begin))
+
+
+def _texts_a_row(reader: Reader) -> float:
+    """How many captions a row has, by its first rows."""
+    from itertools import islice
+
+    counts = [len(texts) for texts in islice(reader.texts(), 1000)]
+    return sum(counts) / len(counts) if counts else 1.0
 
 
 def _counted(texts: Iterable[str], advance: Callable[[], object]) -> Iterator[str]:
