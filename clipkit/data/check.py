@@ -1,6 +1,6 @@
 """A source → what is in it and what is wrong with it: every sample read, every image decoded.
 
-The work is done in worker processes, part by part; what is kept of a sample is some 60 bytes
+The work is done in worker processes, part by part; what is kept of a sample is some 100 bytes
 of numbers, so that a source of any size can be checked.
 """
 
@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,19 +56,21 @@ class Repeats:
 
 @dataclass(slots=True)
 class Findings:
-    """What a check found. U are the usable samples; arrays are in row order.
+    """What a check found, of U usable samples with C captions; arrays are in row order.
 
     Attributes:
         samples: how many were read.
-        rows: (U,) their rows in the source.
+        rows: (U,) rows of the usable ones in the source.
         image_bytes: of all image files that were read.
         formats: usable images by format.
         sizes: (U, 2) width and height as stored upright; zeros where there are no images.
-        characters: (U,) of the captions, cleaned as they are for training.
-        tokens: (U,) of the captions with start and end, uncut; None without a tokenizer.
+        an_image: (I,) captions of each different image; of each row where there are no images.
+        characters: (C,) of all captions, cleaned as they are for training.
+        tokens: (C,) of all captions with start and end, uncut; None without a tokenizer.
         bad: what cannot be used, by reason.
-        same_images: byte for byte.
-        same_captions: after cleaning.
+        same_samples: the same image, byte for byte, with the same captions.
+        other_captions: the same image with other captions: no duplicates.
+        same_captions: after cleaning; ``extra`` counts captions.
     """
 
     samples: int
@@ -76,10 +78,12 @@ class Findings:
     image_bytes: int
     formats: Counter[str]
     sizes: NDArray[np.int32]
+    an_image: NDArray[np.int64]
     characters: NDArray[np.int32]
     tokens: NDArray[np.int32] | None
     bad: dict[str, Fault]
-    same_images: Repeats
+    same_samples: Repeats
+    other_captions: Repeats
     same_captions: Repeats
 
 
@@ -102,13 +106,7 @@ def check_source(
         DataError: a file of the source is gone or cannot be read.
     """
     total = len(reader)
-    rows = np.zeros(total, dtype=np.int64)
-    sizes = np.zeros((total, 2), dtype=np.int32)
-    characters = np.zeros(total, dtype=np.int32)
-    tokens = np.zeros(total if tokenizer else 0, dtype=np.int32)
-    images, captions = (np.zeros((total, 2), dtype=np.uint64) for _ in range(2))
-    used = image_bytes = 0
-    formats: Counter[str] = Counter()
+    parts: list[_Part] = []
     bad: dict[str, Fault] = {}
     loader = WorkerLoader(
         _Parts(reader, tokenizer), range(-(-total // _PART)), workers=workers, ahead=2 * workers
@@ -117,15 +115,7 @@ def check_source(
         for part in loader:
             if isinstance(part, DataError):
                 raise part
-            end = used + len(part.rows)
-            rows[used:end], sizes[used:end] = part.rows, part.sizes
-            characters[used:end] = part.characters
-            images[used:end], captions[used:end] = part.images, part.captions
-            if tokenizer:
-                tokens[used:end] = part.tokens
-            used = end
-            image_bytes += part.image_bytes
-            formats.update(part.formats)
+            parts.append(part)
             for skip in part.skipped:
                 fault = bad.setdefault(skip.reason, Fault())
                 fault.count += 1
@@ -134,19 +124,43 @@ def check_source(
             advance(len(part.rows) + len(part.skipped))
     finally:
         loader.close()
+    return _summed_up(reader, parts, bad, counted=tokenizer is not None)
+
+
+def _summed_up(
+    reader: Reader, parts: list[_Part], bad: dict[str, Fault], *, counted: bool
+) -> Findings:
+    """The parts laid end to end, and what repeats in them."""
+
+    def joined(name: str, *shape: int, dtype: type = np.int64) -> NDArray[Any]:
+        return np.concatenate([np.zeros((0, *shape), dtype), *(getattr(p, name) for p in parts)])
+
+    rows, texts = joined("rows"), joined("texts")
+    images = joined("images", 2, dtype=np.uint64)
+    captions = joined("captions", 2, dtype=np.uint64)
+    row_of = np.repeat(rows, texts)
     nothing = Repeats(0, [])
     has_images, has_captions = reader.source.image != NONE, reader.source.caption != NONE
+    samples = joined("samples", 2, dtype=np.uint64)
+    _, first = np.unique(samples, axis=0, return_index=True)
+    different = np.sort(first)
+    an_image = texts
+    if has_images:
+        _, image = np.unique(images, axis=0, return_inverse=True)
+        an_image = np.bincount(image.ravel()[different], weights=texts[different]).astype(np.int64)
     return Findings(
-        samples=total,
-        rows=rows[:used],
-        image_bytes=image_bytes,
-        formats=formats,
-        sizes=sizes[:used],
-        characters=characters[:used],
-        tokens=tokens[:used] if tokenizer else None,
+        samples=len(reader),
+        rows=rows,
+        image_bytes=sum(part.image_bytes for part in parts),
+        formats=sum((part.formats for part in parts), start=Counter[str]()),
+        sizes=joined("sizes", 2, dtype=np.int32),
+        an_image=an_image,
+        characters=joined("characters", dtype=np.int32),
+        tokens=joined("tokens", dtype=np.int32) if counted else None,
         bad=bad,
-        same_images=_repeats(images[:used], rows) if has_images else nothing,
-        same_captions=_repeats(captions[:used], rows) if has_captions else nothing,
+        same_samples=_repeats(samples, rows) if has_images else nothing,
+        other_captions=_repeats(images[different], rows[different]) if has_images else nothing,
+        same_captions=_repeats(captions, row_of) if has_captions else nothing,
     )
 
 
@@ -156,9 +170,9 @@ def image_kind(data: bytes) -> tuple[str, str]:
     return (known.name, known.extensions[0]) if known else ("other", "img")
 
 
-def usable(pair: Pair, source: SourceConfig) -> tuple[Image | None, str]:
-    """The decoded image and the clean caption of a pair, as training would use them; None and
-    an empty text where the source has no images, or no captions.
+def usable(pair: Pair, source: SourceConfig) -> tuple[Image | None, list[str]]:
+    """The decoded image and the clean captions of a pair, as training would use them; None and
+    no text where the source has no images, or no captions.
 
     Raises:
         SampleError: training would skip it.
@@ -168,22 +182,32 @@ def usable(pair: Pair, source: SourceConfig) -> tuple[Image | None, str]:
         if pair.image is None:
             raise SampleError("no image")
         image = decode_image(pair.image, max_pixels=DataConfig().max_image_pixels)
-    caption = clean_caption(pair.caption) if source.caption != NONE else ""
-    if caption is None:
-        raise SampleError("empty caption")
-    return image, caption
+    captions: list[str] = []
+    if source.caption != NONE:
+        given = (pair.caption, *pair.others)
+        captions = [text for each in given if (text := clean_caption(each))]
+        if not captions:
+            raise SampleError("empty caption")
+    return image, captions
 
 
 @dataclass(slots=True)
 class _Part:
-    """The findings of neighbouring rows; see ``Findings``. ``images`` and ``captions`` are
-    (u, 2), 128 bits of each one's SHA-256."""
+    """The findings of u neighbouring rows with c captions; see ``Findings``.
+
+    Attributes:
+        texts: (u,) captions of each row.
+        images, samples: (u, 2) 128 bits of the SHA-256 of each image, and of it with its captions.
+        captions: (c, 2) likewise.
+    """
 
     rows: NDArray[np.int64]
+    texts: NDArray[np.int64]
     sizes: NDArray[np.int32]
     characters: NDArray[np.int32]
     tokens: NDArray[np.int32]
     images: NDArray[np.uint64]
+    samples: NDArray[np.uint64]
     captions: NDArray[np.uint64]
     image_bytes: int
     formats: Counter[str]
@@ -203,30 +227,40 @@ class _Parts(Dataset["_Part | DataError"]):
 
     def _part(self, wanted: range) -> _Part:
         source = self._reader.source
-        rows, sizes, texts, images, image_bytes = [], [], [], [], 0
+        rows: list[int] = []
+        sizes, images, image_bytes = [], [], 0
+        texts: list[list[str]] = []
         formats: Counter[str] = Counter()
         skipped: list[Skip] = []
         for row in wanted:
             try:
                 pair = self._reader[row]
                 image_bytes += len(pair.image or b"")
-                image, caption = usable(pair, source)
+                image, captions = usable(pair, source)
             except SampleError as error:
                 skipped.append(Skip(self._reader.locate(row), str(error)))
                 continue
             rows.append(row)
             sizes.append(image.size if image else (0, 0))
-            texts.append(caption)
+            texts.append(captions)
             images.append(pair.image or b"")
             if image:
                 formats[image_kind(images[-1])[0]] += 1
+        flat = [text for captions in texts for text in captions]
+        of_images = _hashes(images)
+        of_samples = [
+            digest.tobytes() + "\0".join(sorted(captions)).encode("utf-8", "replace")
+            for digest, captions in zip(of_images, texts, strict=True)
+        ]
         return _Part(
             rows=np.array(rows, dtype=np.int64),
+            texts=np.array([len(captions) for captions in texts], dtype=np.int64),
             sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
-            characters=np.array([len(text) for text in texts], dtype=np.int32),
-            tokens=np.array(self._count_tokens(texts), dtype=np.int32),
-            images=_hashes(images),
-            captions=_hashes([text.encode("utf-8", "replace") for text in texts]),
+            characters=np.array([len(text) for text in flat], dtype=np.int32),
+            tokens=np.array(self._count_tokens(flat), dtype=np.int32),
+            images=of_images,
+            samples=_hashes(of_samples),
+            captions=_hashes([text.encode("utf-8", "replace") for text in flat]),
             image_bytes=image_bytes,
             formats=formats,
             skipped=skipped,
@@ -252,7 +286,7 @@ def _hashes(items: list[bytes]) -> NDArray[np.uint64]:
 
 
 def _repeats(hashes: NDArray[np.uint64], rows: NDArray[np.int64]) -> Repeats:
-    """Equal hashes, (U, 2), of the samples at ``rows``."""
+    """Equal hashes, (N, 2), of what stands at ``rows``, (N,)."""
     order = np.lexsort((hashes[:, 0], hashes[:, 1]))  # stable: equal ones stay in row order
     ordered = hashes[order]
     same = (ordered[1:] == ordered[:-1]).all(axis=1)  # as the one before

@@ -68,7 +68,7 @@ def _add_pack_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Prints what is in a source; 3 where a file of it is damaged."""
+    """Prints what is in a source; 3 where a file of it is damaged, or no sample is usable."""
     from pathlib import Path
 
     from clipkit.atomic import write_text
@@ -96,10 +96,30 @@ def run_check(args: argparse.Namespace) -> int:
     if args.html:
         write_text(Path(args.html), _page(reader, findings, tables))
         remark(f"the page is {args.html}")
+    if unusable := _unusable(reader, findings):
+        remark(f"{args.source}: {unusable}")
     if reader.damage:
         remark(f"{args.source}: damaged at {len(reader.damage)} place(s); see the last table")
-        return 3
-    return 0
+    return 3 if reader.damage or not len(findings.rows) else 0
+
+
+def _unusable(reader: Reader, findings: Findings) -> str:
+    """A sentence where more of a source is of no use than training skips; else nothing."""
+    from collections import Counter
+
+    from clipkit.config.schema import DataConfig
+
+    reasons = Counter(reader.dropped)
+    reasons.update({reason: fault.count for reason, fault in findings.bad.items()})
+    bad, total = reasons.total(), findings.samples + sum(reader.dropped.values())
+    if len(findings.rows) and bad <= DataConfig().max_skip_share * total:
+        return ""
+    why = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common(4))
+    what = f"{bad:,} of {total:,} samples ({_share(bad, total)})"
+    if not len(findings.rows):
+        what = f"not one of {total:,} samples"
+        return f"{what} can be used ({why})"
+    return f"{what} cannot be used ({why})"
 
 
 def run_pack(args: argparse.Namespace) -> int:
@@ -188,13 +208,19 @@ def _tables(reader: Reader, findings: Findings, context_length: int | None) -> l
             ["width, pixels", *_spread(width)],
             ["height, pixels", *_spread(height)],
         ]
+    if has_images:
+        facts.append(["different images", f"{len(findings.an_image):,}"])
+    captions = len(findings.characters)
     if has_captions:
+        facts.append(["captions", f"{captions:,}"])
+        what = "captions an image" if has_images else "captions a row"
+        spreads.append([what, *_spread(findings.an_image)])
         spreads.append(["caption, characters", *_spread(findings.characters)])
         if findings.tokens is not None and context_length:
             cut = int((findings.tokens > context_length).sum())
             spreads.append(["caption, tokens", *_spread(findings.tokens)])
             what = f"captions longer than {context_length} tokens"
-            facts.append([what, f"{cut:,} ({_share(cut, used)})"])
+            facts.append([what, f"{cut:,} ({_share(cut, captions)})"])
     tables = [
         _Table(source.path, [], facts),
         _Table("of the usable", ["min", "median", "max"], spreads, numbers=(1, 2, 3)),
@@ -209,14 +235,18 @@ def _tables(reader: Reader, findings: Findings, context_length: int | None) -> l
         tables[-1].rows.append(["none", "0", _share(0, 1), ""])
     repeats = _Table("exact duplicates", ["number", "share", "examples"], [], numbers=(1, 2))
     if has_images:
-        repeats.rows.append(
-            ["images", *_repeated(reader, findings.same_images, used, of_captions=False)]
-        )
+        what = "image and captions" if has_captions else "images"
+        repeats.rows.append([what, *_repeated(reader, findings.same_samples, used)])
     if has_captions:
-        repeats.rows.append(
-            ["captions", *_repeated(reader, findings.same_captions, used, of_captions=True)]
-        )
+        told = _repeated(reader, findings.same_captions, captions, of_captions=True)
+        repeats.rows.append(["captions", *told])
     tables.append(repeats)
+    if findings.other_captions.extra:
+        told = _repeated(reader, findings.other_captions, used)
+        title = "several captions of an image"
+        header = ["number", "share", "examples"]
+        rows = [["rows with the image of an earlier one", *told]]
+        tables.append(_Table(title, header, rows, numbers=(1, 2)))
     if reader.dropped:
         rows = [[reason, f"{number:,}"] for reason, number in reader.dropped.items()]
         tables.append(_Table("left out when indexing", ["number"], rows, numbers=(1,)))
@@ -226,10 +256,13 @@ def _tables(reader: Reader, findings: Findings, context_length: int | None) -> l
     return tables
 
 
-def _repeated(reader: Reader, repeats: Repeats, used: int, *, of_captions: bool) -> list[str]:
+def _repeated(
+    reader: Reader, repeats: Repeats, used: int, *, of_captions: bool = False
+) -> list[str]:
     from contextlib import suppress
 
     from clipkit.data.reader import SampleError
+    from clipkit.data.tokenize import clean_caption
     from clipkit.display.console import shorten
 
     shown = []
@@ -237,7 +270,12 @@ def _repeated(reader: Reader, repeats: Repeats, used: int, *, of_captions: bool)
         what = f"{_short(reader.locate(first))} = {_short(reader.locate(second))}"
         if of_captions:
             with suppress(SampleError):  # it was readable a moment ago
-                what = f'"{shorten(reader[first].caption or "", 50)}"'
+                texts = [
+                    {clean_caption(text) for text in (pair.caption, *pair.others)}
+                    for pair in (reader[first], reader[second])
+                ]
+                same = sorted(text for text in texts[0] & texts[1] if text)
+                what = f'"{shorten(same[0] if same else "", 50)}"'
         shown.append(f"{copies:,} × {what}")
     return [f"{repeats.extra:,}", _share(repeats.extra, used), "; ".join(shown)]
 
@@ -274,7 +312,8 @@ def _sheet(reader: Reader, findings: Findings) -> str:
         except SampleError:
             continue
         picture = page.thumbnail(pair.image)
-        caption = escape((pair.caption or pair.key)[:1000])
+        captions = [text for text in (pair.caption, *pair.others) if text]
+        caption = escape((" · ".join(captions) or pair.key)[:1000])
         frame = (
             f'<img src="{escape(picture)}" alt="{caption}" loading="lazy">'
             if picture

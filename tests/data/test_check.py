@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -57,7 +58,10 @@ def test_findings_are_the_same_with_any_workers(photos: Path, workers: int) -> N
         "empty file": 1,
     }
     assert found.bad["empty caption"].examples == [str(photos / "bad2.jpg")]
-    assert (found.same_images.extra, found.same_images.examples) == (1, [(2, 0, 8)])
+    # The image of row 0 stands in row 8 with another caption: it has two, and is no duplicate.
+    assert (found.same_samples.extra, found.same_samples.examples) == (0, [])
+    assert (found.other_captions.extra, found.other_captions.examples) == (1, [(2, 0, 8)])
+    assert sorted(found.an_image.tolist()) == [*[1] * 8, 2]
     assert (found.same_captions.extra, found.same_captions.examples) == (1, [(2, 1, 8)])
 
 
@@ -73,11 +77,13 @@ def test_many_repeats_are_counted_as_a_dictionary_would(tmp_path: Path) -> None:
     reader = open_source(SourceConfig(path=str(write_tar(tmp_path / "a.tar", members))))
     found = check_source(reader, workers=0)
     hashes = [hashlib.sha256(images[number]).digest() for number in picked]
-    assert found.same_images.extra == 300 - len(set(hashes))
+    assert found.same_samples.extra == 300 - len(set(hashes))
+    assert found.other_captions.extra == 0
+    assert found.an_image.tolist() == [1] * len(set(hashes))
     assert found.same_captions.extra == 300 - 7
     copies = np.bincount(picked)
-    assert [example[0] for example in found.same_images.examples] == sorted(copies)[::-1][:3]
-    for count, first, second in found.same_images.examples:
+    assert [example[0] for example in found.same_samples.examples] == sorted(copies)[::-1][:3]
+    for count, first, second in found.same_samples.examples:
         rows = np.flatnonzero(picked == picked[first])
         assert (count, first, second) == (len(rows), *rows[:2])
 
@@ -92,7 +98,14 @@ def test_the_real_command_line_prints_tables_and_a_page(
         "data", "check", "photos", "--tokenizer", "tokenizer", "--workers", 1,
         "--html", "page.html", cwd=tmp_path,
     )  # fmt: skip
-    assert (done.returncode, remarks(done.stderr)) == (0, ["clipkit: the page is page.html"])
+    assert (done.returncode, remarks(done.stderr)) == (
+        0,
+        [
+            "clipkit: the page is page.html",
+            "clipkit: photos: 5 of 15 samples (33.3%) cannot be used (1 no caption, 1 truncated "
+            "image, 1 HTML, not an image, 1 empty caption)",
+        ],
+    )
     lines = [re.split(r"  +", line) for line in done.stdout.splitlines()]
     for expected in (
         ["samples", "14"],
@@ -102,7 +115,16 @@ def test_the_real_command_line_prints_tables_and_a_page(
         ["caption, characters", "16", "16", "25"],
         ["captions longer than 8 tokens", "1 (10.0%)"],
         ["truncated image", "1", "7.1%", "photos/bad0.jpg"],
-        ["images", "1", "10.0%", "2 × photos/0.jpg = photos/8.jpg"],
+        ["different images", "9"],
+        ["captions", "10"],
+        ["captions an image", "1", "1", "2"],
+        ["image and captions", "0", "0.0%"],
+        [
+            "rows with the image of an earlier one",
+            "1",
+            "10.0%",
+            "2 × photos/0.jpg = photos/8.jpg",
+        ],
         ["captions", "1", "10.0%", '2 × "caption number 1"'],
         ["no caption", "1"],
     ):
@@ -145,3 +167,40 @@ def test_images_alone_and_mistakes(
         err = capsys.readouterr().err
         assert len(remarks(err)) == 1, err
         assert message in err
+
+
+@pytest.mark.parametrize("a_row", [1, 5])
+def test_all_captions_are_counted_in_one_row_or_in_five(
+    a_row: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = []
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(encoded(photo(8, 8, seed=i), "PNG"))
+        texts = [f"view {k} of thing {i}{' that is long' * k}" for k in range(5)]
+        for begin in range(0, 5, a_row):
+            part = texts[begin : begin + a_row]
+            lines.append(json.dumps({"image": f"{i}.png", "caption": part}))
+    (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
+    command = ["data", "check", str(tmp_path / "t.jsonl"), "--workers", "0"]
+    assert main(command) == 0
+    out = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+    for expected in (
+        ["different images", "6"],
+        ["captions", "30"],
+        ["captions an image", "5", "5", "5"],
+        ["caption, characters", "17", "43", "69"],
+        ["image and captions", "0", "0.0%"],
+    ):
+        assert expected in out
+
+
+def test_a_source_of_which_nothing_is_usable_is_exit_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(b"<html>gone</html>")
+        (tmp_path / f"{i}.txt").write_text(f"caption {i}")
+    assert main(["data", "check", str(tmp_path), "--workers", "0"]) == 3
+    out, err = capsys.readouterr()
+    assert "usable" in out
+    assert "not one of 3 samples can be used (3 HTML, not an image)" in err
