@@ -1,12 +1,15 @@
 """Images that are there before: byte for byte, nearly the same to look at, or to a model.
 
 Of such images the first stays. A later one goes where one that stays is as near as asked for;
-what is near only to an image that goes, stays.
+what is near only to an image that goes, stays. Rows with the very same image file are one image
+with several captions, which stays or goes as a whole; of rows with equal captions too, the first
+stays.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +58,34 @@ def same_as_before(hashes: NDArray[np.uint8]) -> NDArray[np.bool_]:
         words = np.ascontiguousarray(hashes).view([("", np.void, hashes.shape[1])])
         repeated[np.unique(words.ravel(), return_index=True)[1]] = False
     return repeated
+
+
+def duplicate_rows(
+    images: NDArray[np.uint8],
+    samples: NDArray[np.uint8],
+    gone: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which of N rows repeat an earlier one, and which are of an image that goes.
+
+    Args:
+        images: (N, K) bytes, equal for rows with the same image file.
+        samples: (N, K) bytes, equal for rows with the same captions too.
+        gone: given the first row of each of I images, ascending, says (I,) which images go; none
+            do without it.
+
+    Returns:
+        (N,) whether a row is a whole sample again, and (N,) whether its image goes otherwise.
+    """
+    same = same_as_before(samples)
+    near = np.zeros(len(images), dtype=bool)
+    if gone is not None and len(images):
+        words = np.ascontiguousarray(images).view([("", np.void, images.shape[1])]).ravel()
+        _, first, image = np.unique(words, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        of_image = np.empty(len(first), dtype=bool)
+        of_image[order] = gone(first[order])
+        near = of_image[image] & ~same
+    return same, near
 
 
 def near_before(hashes: NDArray[np.uint8], bits: int) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@ what is there twice, by a model's score."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -18,15 +19,16 @@ from clipkit.data import Reader, SampleError, build_eval_loader, open_source
 from clipkit.data.check import usable
 from clipkit.data.duplicates import (
     HASH_BYTES,
+    duplicate_rows,
     near_before,
     perceptual_hash,
-    same_as_before,
     similar_before,
 )
 from clipkit.data.filters import keep_wanted
 from clipkit.data.holdout import PartReader
 from clipkit.data.reader import NONE
 from clipkit.data.sample_list import write_list
+from clipkit.data.tokenize import clean_caption
 from clipkit.data.workers import WorkerLoader
 from clipkit.display.console import progress_bar
 from clipkit.display.source_line import remark_source
@@ -34,10 +36,12 @@ from clipkit.encoder import Encoder, load
 from clipkit.errors import CheckpointError, ConfigError, DataError
 from clipkit.inputs import MAX_IMAGE_PIXELS
 from clipkit.retrieval.store import encoder_hashes
+from clipkit.types import Pair
 
 _PART = 64  # samples that a worker reads at a time
 _BATCH = 256
-_TOO_LOW = "score too low"
+_TOO_LOW, _EXACT = "score too low", "exact duplicate"
+_PLACES = (0, HASH_BYTES, 2 * HASH_BYTES)  # of three hashes in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,10 @@ class Conditions:
 
     Attributes:
         sample: of its image and its caption.
-        duplicates: of equal images the first stays: ``exact`` byte for byte, ``near`` by a
-            perceptual hash, ``embedding`` by a model.
+        duplicates: ``exact``: of rows with the same image file and captions the first stays;
+            ``near``, ``embedding``: so does the first of images that are the same by a perceptual
+            hash, or to a model. Rows with one image file and other captions are several captions
+            of that image, and stay or go together.
         near_bits: in which two perceptual hashes of 128 bits may differ.
         similarity: cosine from which two images are the same to a model.
         min_score: cosine of image and caption.
@@ -163,16 +169,31 @@ def _choose(
     if conditions.duplicates in ("exact", "near"):
         near = conditions.duplicates == "near"
         rows, hashes = _hash_images(whole, chosen, near, workers, progress)
-        gone = near_before(hashes, conditions.near_bits) if near else same_as_before(hashes)
-        chosen.rows = rows[~gone]
-        _count(chosen, "near duplicate" if near else "exact duplicate", gone)
+        images, samples, looks = (hashes[:, i : i + HASH_BYTES] for i in _PLACES)
+
+        def gone(first: NDArray[np.int64]) -> NDArray[np.bool_]:
+            return near_before(looks[first], conditions.near_bits)
+
+        same, other = duplicate_rows(images, samples, gone if near else None)
+        chosen.rows = rows[~(same | other)]
+        _count(chosen, _EXACT, same)
+        _count(chosen, "near duplicate", other)
     if encoder is None or not len(chosen.rows):
         return chosen
-    rows, image_embeds, scores = _embed(whole, chosen, encoder, conditions, workers, progress)
+    rows, image_embeds, scores, hashes = _embed(
+        whole, chosen, encoder, conditions, workers, progress
+    )
     stays = np.ones(len(rows), dtype=bool)
     if image_embeds is not None:
-        stays = ~similar_before(image_embeds, conditions.similarity)
-        _count(chosen, "duplicate to the model", ~stays)
+        images, samples = (hashes[:, i : i + HASH_BYTES] for i in _PLACES[:2])
+        same, other = duplicate_rows(
+            images,
+            samples,
+            lambda first: similar_before(image_embeds[first], conditions.similarity),
+        )
+        stays = ~(same | other)
+        _count(chosen, _EXACT, same)
+        _count(chosen, "duplicate to the model", other)
     if scores is not None:
         chosen.all_scores = scores
         before = stays.copy()
@@ -198,9 +219,12 @@ def _embed(
     conditions: Conditions,
     workers: int,
     progress: bool,
-) -> tuple[NDArray[np.int64], NDArray[np.float32] | None, NDArray[np.float32] | None]:
+) -> tuple[
+    NDArray[np.int64], NDArray[np.float32] | None, NDArray[np.float32] | None, NDArray[np.uint8]
+]:
     """The usable rows; their images' embeddings where duplicates are looked for by them; the
-    cosines where they are asked for. What cannot be used is counted."""
+    cosines where they are asked for; and what tells images and samples apart, (M, 32). What
+    cannot be used is counted."""
     reader = PartReader(whole, chosen.rows)
     loader = build_eval_loader(
         reader,
@@ -211,15 +235,18 @@ def _embed(
         max_image_pixels=MAX_IMAGE_PIXELS,
         images=True,
         texts=conditions.scored,
+        ask=_identify,
     )
-    rows, embeds, scores = [], [], []
+    rows, embeds, scores, hashes = [], [], [], []
     start = 0
     with progress_bar("score", len(reader), "sample", show=progress) as bar:
         for batch, image_embeds, text_embeds in encoder.encode_batches(
             loader, texts=conditions.scored
         ):
             assert image_embeds is not None
-            rows.append(chosen.rows[start + np.flatnonzero(batch.valid.numpy())])
+            valid = np.flatnonzero(batch.valid.numpy())
+            rows.append(chosen.rows[start + valid])
+            hashes += [batch.told[i] for i in valid]
             start += len(batch.keys)
             if conditions.duplicates == "embedding":
                 embeds.append(image_embeds)
@@ -231,13 +258,15 @@ def _embed(
         np.concatenate(rows),
         np.concatenate(embeds) if embeds else None,
         np.concatenate(scores) if scores else None,
+        np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, 2 * HASH_BYTES),
     )
 
 
 def _hash_images(
     whole: Reader, chosen: Chosen, near: bool, workers: int, progress: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """The rows whose images can be read, and (M, 16) hashes of these."""
+    """The rows whose images can be read; and (M, 48) hashes: of the image's file, of it with its
+    captions, and of its looks, which are zeros unless ``near``."""
     loader = WorkerLoader(
         _Hashes(whole, chosen.rows, near),
         range(-(-len(chosen.rows) // _PART)),
@@ -260,7 +289,7 @@ def _hash_images(
                 bar.update(len(part))
     finally:
         loader.close()
-    array = np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, HASH_BYTES)
+    array = np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, 3 * HASH_BYTES)
     return np.array(rows, dtype=np.int64), array
 
 
@@ -278,18 +307,24 @@ class _Hashes(Dataset["list[tuple[int, bytes | str]] | DataError"]):
             return error  # raised in a worker it would come wrapped in a traceback
 
     def _hash(self, row: int) -> bytes | str:
-        import hashlib
-
         try:
             pair = self._whole[row]
+            if pair.image is None:
+                return "no image"
             if not self._near:
-                if pair.image is None:
-                    return "no image"
-                return hashlib.sha256(pair.image).digest()[:HASH_BYTES]
+                return _identify(pair) + bytes(HASH_BYTES)
             image, _ = usable(pair, self._whole.source)
         except SampleError as error:
             return str(error)
-        return "no image" if image is None else perceptual_hash(image)
+        return "no image" if image is None else _identify(pair) + perceptual_hash(image)
+
+
+def _identify(pair: Pair) -> bytes:
+    """What tells an image's file from others, and what tells it with its captions."""
+    image = hashlib.sha256(pair.image or b"").digest()[:HASH_BYTES]
+    captions = sorted(clean_caption(text) or "" for text in (pair.caption, *pair.others))
+    words = "\0".join(captions).encode("utf-8", "replace")
+    return image + hashlib.sha256(image + words).digest()[:HASH_BYTES]
 
 
 def _check(conditions: Conditions, out: Path, *, has_model: bool) -> None:

@@ -19,7 +19,9 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--duplicates",
         choices=("exact", "near", "embedding"),
-        help="of images that are the same keep the first: byte for byte, to look at, to the model",
+        help="of samples that are the same byte for byte keep the first; near, embedding: and of "
+        "images that look the same, or are the same to the model; several captions of an image "
+        "stay or go together",
     )
     parser.add_argument(
         "--near-bits", type=count, default=8, metavar="N",

@@ -32,10 +32,11 @@ def _soft(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
-    """0 … 5 differ; 6 is 0 again; 7 is 1 made smaller; 8 is broken; 9 has a long caption."""
+    """0 … 5 differ; 6 is 0 again, with its caption; 7 is 1 made smaller; 8 is broken; 9 has a long
+    caption."""
     images = [png_bytes(_soft(seed)) for seed in range(6)]
     images += [images[0], png_bytes(_soft(1).resize((80, 60))), images[2][:99], png_bytes(_soft(9))]
-    captions = [f"picture {i}" for i in range(9)] + ["a very long caption indeed"]
+    captions = [f"picture {i % 6}" for i in range(9)] + ["a very long caption indeed"]
     return write_shard(tmp_path / "set" / "a.tar", list(zip(images, captions, strict=True)))
 
 
@@ -57,7 +58,12 @@ def listed(path: Path) -> tuple[list[int], dict[str, Any]]:
         (
             ("--duplicates", "near", "--max-caption", 10),
             [0, 1, 2, 3, 4, 5],
-            {"filtered: caption too long": 1, "near duplicate": 2, "truncated image": 1},
+            {
+                "filtered: caption too long": 1,
+                "exact duplicate": 1,
+                "near duplicate": 1,
+                "truncated image": 1,
+            },
         ),
     ],
 )
@@ -134,6 +140,24 @@ def test_the_best_share_by_a_models_score_stays(
     assert f"kept from {scores[best].min():.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["exact", "near", "embedding"])
+def test_several_captions_of_an_image_stay_or_go_together(
+    kind: str, tmp_path: Path, tiny_folder: Path
+) -> None:
+    one, two = (png_bytes(_soft(seed)) for seed in (0, 1))
+    small = png_bytes(_soft(0).resize((80, 60)))  # looks like the first
+    samples = [(image, f"{word} {k}") for k in range(5)
+               for image, word in ((one, "one"), (two, "two"), (small, "small"))]  # fmt: skip
+    path = write_shard(tmp_path / "a.tar", [*samples, (one, "one 3")])
+    out = tmp_path / "kept.parquet"
+    asked = ("--model", tiny_folder, "--similarity", 0.999) if kind == "embedding" else ()
+    assert run_filter(path, out, "--duplicates", kind, *asked, "--workers", 0) == 0
+    rows, about = listed(out)
+    near = {"near": "near duplicate", "embedding": "duplicate to the model"}.get(kind)
+    assert rows == [row for row in range(15) if near is None or row % 3 != 2]
+    assert about["dropped"] == {"exact duplicate": 1, **({near: 5} if near else {})}
+
+
 def test_the_models_duplicates_go_before_the_share_is_taken(
     shard: Path, tmp_path: Path, tiny_folder: Path, tiny_encoder: Encoder
 ) -> None:
@@ -155,7 +179,8 @@ def test_the_models_duplicates_go_before_the_share_is_taken(
     rows, about = listed(out)
     assert rows == best
     assert about["dropped"] == {
-        "duplicate to the model": 9 - len(staying),
+        "exact duplicate": 1,
+        "duplicate to the model": 8 - len(staying),
         "score too low": len(staying) - len(best),
         "truncated image": 1,
     }

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import ROOT, Run
+from tiny_model import noise_image
 from transformers import AutoTokenizer
 
 from clipkit.cli import main
+from clipkit.config.schema import SourceConfig
+from clipkit.data import open_source
+from clipkit.data.reader import some_captions
 from clipkit.data.tokenize import train_tokenizer
 
+WORDS = ("red", "striped", "sleeping", "enormous", "wooden")
 EMOJI = str(ROOT / "data" / "emoji" / "validation-*.tar")
 
 
@@ -73,6 +79,54 @@ def test_the_vocabulary_is_that_of_the_captions(table: Path, tmp_path: Path) -> 
     ours = train_tokenizer(captions, vocab_size=600, context_length=77)
     loaded = AutoTokenizer.from_pretrained(tmp_path / "t")
     assert loaded.get_vocab() == ours.get_vocab()
+
+
+@pytest.mark.parametrize("layout", ["a list", "columns", "rows"])
+def test_the_vocabulary_is_that_of_all_captions_of_an_image(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = [[f"{word} thing {i % 3}" for word in WORDS] for i in range(20)]
+    names = [f"c{k}" for k in range(len(WORDS))]
+    records: list[dict[str, Any]] = []
+    for i, texts in enumerate(captions):
+        if layout == "rows":
+            records += [{"image": f"{i}.png", "caption": text} for text in texts]
+        else:
+            columns = (
+                {"caption": texts} if layout == "a list" else dict(zip(names, texts, strict=True))
+            )
+            records.append({"image": f"{i}.png", **columns})
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    asked = ("--vocab-size", 700, *(("--caption", ",".join(names)) if layout == "columns" else ()))
+    assert run_tokenizer(path, tmp_path / "t", *asked) == 0
+    assert sum(int(row[0]) for row in cells(capsys.readouterr().out).values()) == 100
+    flat = [text for texts in captions for text in texts]
+    ours = train_tokenizer(flat, vocab_size=700, context_length=77)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "t")
+    assert loaded.get_vocab() == ours.get_vocab()
+    for word in WORDS:
+        assert loaded.tokenize(word) == [f"{word}</w>"], "no word is spelled by letter"
+
+
+def test_fewer_captions_than_there_are_come_from_all_of_an_image(tmp_path: Path) -> None:
+    texts = [f"{word} thing" for _ in range(40) for word in WORDS]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps({"caption": text}) + "\n" for text in texts))
+    assert run_tokenizer(path, tmp_path / "t", "--max-captions", 40, "--vocab-size", 700) == 0
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "t")
+    assert all(loaded.tokenize(word) == [f"{word}</w>"] for word in WORDS)
+
+
+def test_training_takes_all_templates_and_all_captions_into_its_tokenizer(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            noise_image(i).save(tmp_path / name / f"{i}.png")
+    source = SourceConfig(path=str(tmp_path), templates=["a photo of a {}", "a sketch of a {}"])
+    reader = open_source(source, progress=False)
+    expected = [t.format(n) for n in ("cat", "dog") for _ in range(6) for t in source.templates]
+    assert sorted(some_captions(reader)) == sorted(expected)
 
 
 def test_rows_are_languages_columns_and_tokenizers(
