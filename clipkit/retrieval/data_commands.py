@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipkit.display.arguments import add_source_arguments, count, positive, source_from
 from clipkit.retrieval.filter_command import add_filter_arguments
@@ -345,7 +345,7 @@ def _context_length(folder: str | None) -> int | None:
     return length if known else PreprocessConfig().context_length
 
 
-def _spread(values: NDArray[np.int32]) -> list[str]:
+def _spread(values: NDArray[np.signedinteger[Any]]) -> list[str]:
     import numpy as np
 
     if not len(values):

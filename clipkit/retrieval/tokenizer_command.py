@@ -151,11 +151,11 @@ def _captions(readers: dict[str, Reader], by: str, most: int) -> Iterator[tuple[
         whole = reader.access.whole_shards
         most_rows = min(len(reader), 20_000) if whole else len(reader)
         wanted = _some_rows(most_rows, 1 if whole else step)
-        row = next(wanted, None)
+        row = next(wanted, -1)
         for number, texts in enumerate(islice(reader.texts(), most_rows)):
             if number == row:
                 yield from ((group, text) for text in texts)
-                row = next(wanted, None)
+                row = next(wanted, -1)
 
 
 def _some_rows(total: int, step: int) -> Iterator[int]:
