@@ -16,7 +16,7 @@ from clipkit.errors import ClipkitError, exit_code_of, is_out_of_memory
 from clipkit.evaluation.commands import add_classify_arguments, add_eval_arguments
 from clipkit.evaluation.report_command import add_report_arguments
 from clipkit.imports import quick_imports
-from clipkit.interchange.commands import add_export_arguments
+from clipkit.interchange.commands import add_convert_arguments, add_export_arguments
 from clipkit.retrieval.commands import add_embed_arguments
 from clipkit.retrieval.data_commands import add_data_arguments
 from clipkit.retrieval.index_command import add_index_arguments
@@ -95,7 +95,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, add_arguments, text in (
         ("train", _add_train_arguments, "train a model, or go on with a run that stopped"),
-        ("convert", _add_convert_arguments, "make a Hugging Face folder of a checkpoint"),
+        (
+            "convert",
+            add_convert_arguments,
+            "make a folder of safetensors: of a checkpoint, of .bin",
+        ),
         ("embed", add_embed_arguments, "embed images and captions into a store"),
         ("index", add_index_arguments, "make the search in a store faster"),
         ("search", add_search_arguments, "find images in a store by text or by image"),
@@ -166,25 +170,6 @@ def _train(args: argparse.Namespace) -> int:
         from clipkit.training.loop import train
 
     train(config, allow_change=args.allow_change)
-    return 0
-
-
-def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "checkpoint", help="such as runs/emoji/checkpoints/step-000400; or a run: its newest one"
-    )
-    parser.add_argument("out", help="the folder to make")
-    parser.set_defaults(run=_convert)
-
-
-def _convert(args: argparse.Namespace) -> int:
-    with quick_imports():
-        from clipkit.training.convert import convert
-
-    checkpoint, damaged = convert(Path(args.checkpoint), Path(args.out))
-    for line in damaged:
-        print(f"damaged and passed over: {line}", file=sys.stderr)
-    print(f"{checkpoint} → {args.out}")
     return 0
 
 

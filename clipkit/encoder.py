@@ -34,10 +34,19 @@ from clipkit.inputs import (
 )
 from clipkit.models import DualEncoder, ForeignEncoder, load_model, load_preprocess
 from clipkit.models.cores import map_parts, split_rows
+from clipkit.models.fit import (
+    TextTower,
+    advice,
+    different_texts,
+    same_vectors,
+    text_tower,
+    why_unfit,
+)
 from clipkit.models.foreign import load_foreign
+from clipkit.models.kinds import is_open_clip, model_folder
 from clipkit.models.layers import kept_weights
-from clipkit.models.open_clip import is_open_clip, load_open_clip
-from clipkit.models.open_clip_config import CONFIG, read_config
+from clipkit.models.open_clip import load_open_clip
+from clipkit.models.open_clip_config import read_config
 from clipkit.models.pretrained import load_config
 from clipkit.models.products import has_int8_products, is_bf16_fast
 from clipkit.types import Batch, Embeddings, Skip
@@ -82,25 +91,34 @@ def load(
         tokenizer: a folder or hub name with the tokenizer; none: the model's own.
 
     Raises:
-        CheckpointError: there is no model, or it cannot be read.
+        CheckpointError: there is no model, it cannot be read, or the tokenizer is not its own.
         ConfigError: the device does not exist here.
     """
-    name = _model_folder(str(folder_or_name))
+    name = model_folder(str(folder_or_name))
     place = _device(device)
     if is_open_clip(name):
-        return _load_open_clip(name, place, dtype, tokenizer)
-    kind = load_config(name).model_type
+        encoder = _load_open_clip(name, place, dtype, tokenizer)
+    else:
+        encoder = _load_transformers(name, place, dtype, tokenizer)
+    _check_texts(encoder, str(tokenizer or name))
+    return encoder
+
+
+def _load_transformers(
+    name: str, place: torch.device, dtype: torch.dtype | None, tokenizer: str | Path | None
+) -> Encoder:
+    config, preprocess = load_config(name), load_preprocess(name)
     words = str(tokenizer or name)
+    own = open_tokenizer(words)  # as it is, for what it says about the texts of the model
+    _check_fit(name, own, text_tower(config), words)
     model: DualEncoder | ForeignEncoder
-    if kind == "clip":
-        preprocess = load_preprocess(name)
-        own = load_tokenizer(words, context_length=preprocess.context_length)
+    if config.model_type == "clip":
         model = load_model(name, dtype=dtype)
     else:
-        # As it is, for what it says about the texts of the model.
-        own = open_tokenizer(words)
-        model, preprocess = load_foreign(name, own, dtype=dtype)
-        own = prepare_tokenizer(own, preprocess.context_length, words, slow=True)
+        model = load_foreign(name, own, dtype=dtype)
+    own = prepare_tokenizer(
+        own, preprocess.context_length, words, slow=not isinstance(model, DualEncoder)
+    )
     return Encoder(model.to(place), preprocess, own, place, name=name)
 
 
@@ -109,26 +127,59 @@ def _load_open_clip(
 ) -> Encoder:
     config = read_config(Path(name))
     length = config.preprocess.context_length
-    if tokenizer is not None:
-        own = load_tokenizer(str(tokenizer), context_length=length)
-    elif config.own_tokenizer:
-        own = cleaning(load_tokenizer(name, context_length=length), name, config.clean)
+    words = str(tokenizer or name)
+    if config.own_tokenizer or tokenizer is not None:
+        own = load_tokenizer(words, context_length=length)
     else:
         own = openai_tokenizer(name, context_length=length, clean=config.clean)
-    greatest, end = max(own.get_vocab().values()), own.eos_token_id
-    if greatest >= config.preprocess.vocab_size:
-        raise CheckpointError(
-            f"{name}: the tokenizer has ids up to {greatest}, where the model takes "
-            f"{config.preprocess.vocab_size} tokens; name the one it was trained with."
-        )
-    if end is None or end != (greatest if config.pools_end is None else config.pools_end):
-        wanted = "greatest id" if config.pools_end is None else f"id {config.pools_end}"
-        raise CheckpointError(
-            f"{name}: the tokenizer's end token has the id {end}, where the model takes its "
-            f"embedding from the {wanted}; name the one it was trained with."
-        )
+    tower = TextTower(
+        config.preprocess.vocab_size, config.pools_end, greatest=config.pools_end is None
+    )
+    # Before the cleaning, which the files of a tokenizer do not tell.
+    _check_fit(name, own, tower, words)
+    if config.own_tokenizer and tokenizer is None:
+        own = cleaning(own, name, config.clean)
+    end = own("a")["input_ids"][-1]
     model = load_open_clip(Path(name), config, end, dtype=dtype).to(place)
     return Encoder(model, config.preprocess, own, place, name=name)
+
+
+def _check_fit(name: str, own: PreTrainedTokenizerBase, tower: TextTower, words: str) -> None:
+    """
+    Raises:
+        CheckpointError: the tokenizer is not the model's.
+    """
+    if reason := why_unfit(own, tower, words):
+        whose, then = "its tokenizer", advice(words)
+        if words != name:
+            whose, then = f"the tokenizer {words}", "name the one that the model was trained with"
+        raise CheckpointError(f"{name}: {whose} does not fit the model: {reason}; {then}.")
+
+
+def _check_texts(encoder: Encoder, words: str) -> None:
+    """Embeds a few texts: whatever else is wrong, two of them with one vector tell of it.
+
+    Raises:
+        CheckpointError: two different texts have one vector.
+    """
+    texts = different_texts(encoder.tokenizer, encoder.preprocess.context_length)
+    if len(texts) < 2:
+        raise CheckpointError(
+            f"{encoder.name}: its tokenizer makes the same tokens of every text, of "
+            f"{encoder.preprocess.context_length} at most; {advice(words)}."
+        )
+    embeds = encoder.encode_text(texts)
+    if not np.isfinite(embeds).all():
+        raise CheckpointError(
+            f"{encoder.name}: the vectors of texts are not finite, so the weights are damaged; "
+            "copy or download the folder again."
+        )
+    if pair := same_vectors(embeds):
+        one, other = (texts[i] for i in pair)
+        raise CheckpointError(
+            f"{encoder.name}: '{one}' and '{other}' have one vector, so the model cannot tell "
+            f"texts apart; its tokenizer may be another model's: {advice(words)}."
+        )
 
 
 class Encoder:
@@ -422,26 +473,6 @@ class Encoder:
         if not has_int8_products():
             return "this CPU has no fast products for it (VNNI or AMX)"
         return None
-
-
-def _model_folder(name: str) -> str:
-    """A run's folder → the model in it; anything else as it is.
-
-    Raises:
-        CheckpointError: the run has no model yet.
-    """
-    folder = Path(name).expanduser()
-    if not folder.is_dir() or any((folder / each).is_file() for each in ("config.json", CONFIG)):
-        return str(folder) if folder.is_dir() else name
-    if (folder / "model" / "config.json").is_file():
-        return str(folder / "model")
-    checkpoints = sorted(folder.glob("checkpoints/step-*/model"))
-    if checkpoints:
-        raise CheckpointError(
-            f"{name}: this run has not finished, so it has no model folder yet; its newest "
-            f"checkpoint is {checkpoints[-1]}"
-        )
-    return str(folder)
 
 
 def _device(name: str | None) -> torch.device:

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -37,6 +38,10 @@ os.environ.setdefault(_THREADS, "false")
 
 _Item = TypeVar("_Item")
 
+# Each of them holds a whole vocabulary; vocab.json needs merges.txt beside it.
+_WHOLE = (
+    "tokenizer.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_CHARACTERS = 10_000
 MIN_VOCABULARY = 514  # the bytes, the bytes as ends of words, start and end
@@ -119,10 +124,28 @@ def open_tokenizer(name_or_folder: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever the first broken file leads to
+        reason = missing_files(name_or_folder) or first_line(error)
         raise CheckpointError(
-            f"{name_or_folder}: no tokenizer could be loaded ({first_line(error)}); name a folder "
-            "or hub repository with tokenizer.json, or leave preprocess.tokenizer out to train one."
+            f"{name_or_folder}: no tokenizer could be loaded ({reason}); copy the tokenizer's "
+            "files from where the model comes from, or name a folder or hub repository that has "
+            "them (preprocess.tokenizer of a config; left out, one is trained)."
         ) from error
+
+
+def missing_files(folder: str) -> str | None:
+    """Which files a folder lacks for its tokenizer to be whole; None where none is missing, or for
+    a hub name."""
+    if not Path(folder).is_dir():
+        return None
+    there = {path.name for path in Path(folder).iterdir()}
+    if not there & set(_WHOLE):
+        half = there & {"vocab.json", "merges.txt"}
+        if len(half) == 1:
+            (lacking,) = {"vocab.json", "merges.txt"} - half
+            return f"there is {half.pop()} and no {lacking}"
+        if not half:
+            return "there is no tokenizer.json"
+    return None if "tokenizer_config.json" in there else "there is no tokenizer_config.json"
 
 
 def load_tokenizer(
@@ -151,7 +174,7 @@ def prepare_tokenizer(
             "too slow to train with; convert it to a tokenizer.json, or name another."
         )
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or _last_token(tokenizer)
     # Set as init_kwargs too, which are what save_pretrained writes.
     settings = {
         "model_max_length": context_length,
@@ -163,6 +186,12 @@ def prepare_tokenizer(
         setattr(tokenizer, key, value)
     tokenizer.init_kwargs.update(settings)
     return tokenizer
+
+
+def _last_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The token that ends a text, in files that do not say which it is."""
+    last: str = tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"][-1])
+    return last
 
 
 def tokenize(

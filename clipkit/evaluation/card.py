@@ -19,6 +19,7 @@ from clipkit.evaluation.report.tables import show_interval, show_metric, split_w
 from clipkit.evaluation.results import SuiteResults
 
 RESULTS_HEADING, LICENCE_HEADING = "Results of suites", "Licence"
+CONFIG_HEADING = "The run's config"
 _NO_LICENCE = (
     "None was stated. `clipkit export … --license NAME` puts `license: NAME` into the head of this "
     "file, where the hub reads it; so does writing it there by hand. Mind the licences of the data."

@@ -1,8 +1,10 @@
-"""``clipkit export``: arguments, and what is printed."""
+"""``clipkit export`` and ``clipkit convert``: arguments, and what is printed."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
 from clipkit.imports import quick_imports
 
@@ -28,8 +30,6 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_export(args: argparse.Namespace) -> int:
     """Writes the folder, and says what it was compared with and how far they differ."""
-    from pathlib import Path
-
     with quick_imports():
         from clipkit.display.console import plain_warnings
         from clipkit.interchange.compare import TOLERANCE
@@ -56,3 +56,52 @@ def run_export(args: argparse.Namespace) -> int:
     if args.push_to_hub:
         print(push(Path(args.out), args.push_to_hub))
     return 0
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``clipkit convert``."""
+    parser.description = (
+        "Make a new Hugging Face folder with safetensors: of a checkpoint of a run, whole or "
+        "sharded; or of a model's folder whose weights are pickled (pytorch_model.bin, whole or "
+        "sharded, or open_clip_pytorch_model.bin), without running code from them. Nothing is "
+        "changed where it is read."
+    )
+    parser.add_argument(
+        "source",
+        help="a checkpoint, such as runs/emoji/checkpoints/step-000400; a run: its newest one; or "
+        "a model's folder or hub name with .bin weights",
+    )
+    parser.add_argument("out", help="the folder to make")
+    parser.set_defaults(run=run_convert)
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    """Writes the folder, and says what it was made of."""
+    source, out = Path(args.source), Path(args.out)
+    is_run = (source / "checkpoints").is_dir() or (source / "manifest.json").is_file()
+    if is_run or _is_no_model(source):
+        with quick_imports():
+            from clipkit.training.convert import convert
+
+        checkpoint, damaged = convert(source, out)
+        for line in damaged:
+            print(f"damaged and passed over: {line}", file=sys.stderr)
+        print(f"{checkpoint} → {out}")
+        return 0
+    with quick_imports():
+        from clipkit.display.console import plain_warnings
+        from clipkit.interchange.unpickle import unpickle
+
+    with plain_warnings():
+        made = unpickle(args.source, out)
+    print(f"{args.source} → {out}: {made.kind}, {made.weights} weights, each as in the pickle")
+    if made.refused:
+        print(f"clipkit.load does not take it yet: {made.refused}", file=sys.stderr)
+    return 0
+
+
+def _is_no_model(source: Path) -> bool:
+    """Whether a folder holds neither a config nor weights, so that a checkpoint was meant."""
+    return source.is_dir() and not any(
+        any(source.glob(pattern)) for pattern in ("config.json", "open_clip_config.json", "*.bin")
+    )

@@ -14,15 +14,23 @@ from clipkit.atomic import put_in_place, remove_stale
 from clipkit.data.open_clip_tokenizer import without_cleaning
 from clipkit.encoder import Encoder, load
 from clipkit.errors import CheckpointError, ClipkitError
-from clipkit.evaluation.card import suites_of, with_licence, with_results
+from clipkit.evaluation.card import (
+    CONFIG_HEADING,
+    suites_of,
+    with_licence,
+    with_results,
+    with_section,
+)
 from clipkit.hub import first_line
 from clipkit.interchange import libraries
 from clipkit.interchange.compare import Comparison, Loaded, compare
-from clipkit.interchange.onnx import load_onnx, write_onnx
+from clipkit.interchange.libraries import quiet
+from clipkit.interchange.onnx import load_onnx, onnx_use, write_onnx
 from clipkit.models import DualEncoder, save_model
-from clipkit.models.card import default_card
-from clipkit.models.open_clip import WEIGHTS, is_open_clip, to_open_clip
-from clipkit.models.open_clip_config import CONFIG, describe
+from clipkit.models.card import USE_HEADING, default_card
+from clipkit.models.kinds import OPEN_CLIP_CONFIG, is_open_clip
+from clipkit.models.open_clip import WEIGHTS, to_open_clip
+from clipkit.models.open_clip_config import describe
 from clipkit.models.pretrained import tokenizer_for_saving
 
 
@@ -54,7 +62,8 @@ def export(
     shutil.rmtree(aside, ignore_errors=True)
     aside.parent.mkdir(parents=True, exist_ok=True)
     try:
-        found = compare(encoder, _WRITE[to](encoder, aside, out.name))
+        with quiet():
+            found = compare(encoder, _WRITE[to](encoder, aside, out.name))
         card = aside / "README.md"
         card.write_text(_measured(encoder, card, licence), encoding="utf-8")
         put_in_place(aside, out)
@@ -120,7 +129,7 @@ def _to_open_clip(encoder: Encoder, folder: Path, name: str) -> Loaded:
         weights["logit_bias"] = model.logit_bias.detach()
     folder.mkdir()
     save_file(weights, folder / WEIGHTS[0], metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     _write_tokenizer(encoder, folder)
     _write_card(encoder, folder, name, "open_clip", libraries.OPEN_CLIP_USE)
     return libraries.load_open_clip(folder, encoder)
@@ -130,7 +139,7 @@ def _to_onnx(encoder: Encoder, folder: Path, name: str) -> Loaded:
     folder.mkdir()
     write_onnx(encoder, folder)
     _write_tokenizer(encoder, folder)
-    _write_card(encoder, folder, name, "onnx", libraries.ONNX_USE)
+    _write_card(encoder, folder, name, "onnx", onnx_use(encoder))
     return load_onnx(folder, encoder)
 
 
@@ -163,6 +172,7 @@ def _measured(encoder: Encoder, card: Path, licence: str | None) -> str:
 
 
 def _write_card(encoder: Encoder, folder: Path, name: str, library: str, use: str) -> None:
+    """The model's card, with how this folder is used in the place of how the model's is."""
     card = _card(encoder, name).replace("library_name: transformers", f"library_name: {library}", 1)
-    text = f"{card.rstrip()}\n\n## This folder\n\n{use}"
+    text = with_section(card, USE_HEADING, use, before=CONFIG_HEADING)
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -27,11 +27,6 @@ model, _, preprocess = open_clip.create_model_and_transforms("local-dir:path/of/
 tokenizer = open_clip.get_tokenizer("local-dir:path/of/this/folder")
 ```
 """
-ONNX_USE = """Two graphs: `image.onnx` takes `pixel_values` (B, 3, H, W) float32 and `text.onnx`
-`input_ids` (B, L) int64, padded on the right up to L; both give `embeds` (B, D) of unit length.
-`onnx_config.json` says how pixels and tokens are made, and the scale and bias of the logits;
-the tokenizer's files are here too.
-"""
 
 
 def load_transformers(folder: Path, encoder: Encoder) -> Loaded:

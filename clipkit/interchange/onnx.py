@@ -23,6 +23,44 @@ from clipkit.interchange.libraries import quiet
 from clipkit.models import DualEncoder, ForeignEncoder
 from clipkit.models.dual_encoder import unit_length
 
+_USE = """Two ONNX graphs: `image.onnx` takes `pixel_values` (B, 3, H, W) float32, and `text.onnx`
+`input_ids` (B, L) int64, padded on the right up to L; both give `embeds` (B, D) of unit length.
+`onnx_config.json` says how pixels and tokens are made, and the scale and bias of the logits; the
+tokenizer's files are here too. `pip install onnxruntime transformers pillow`:
+
+```python
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+from transformers import AutoTokenizer
+
+folder = Path("path/of/this/folder")
+facts = json.loads((folder / "onnx_config.json").read_text())
+tokenizer = AutoTokenizer.from_pretrained(folder)
+
+
+def embed(name, **inputs):
+    return onnxruntime.InferenceSession(folder / f"{{name}}.onnx").run(None, inputs)[0]
+
+
+size, resampling = facts["image"]["size"], facts["image"]["interpolation"].upper()
+image = Image.open("photo.jpg").convert("RGB")
+image = {pixels}
+pixels = np.asarray(image, dtype=np.float32) / 255
+pixels = (pixels - np.float32(facts["image"]["mean"])) / np.float32(facts["image"]["std"])
+image_embeds = embed("image", pixel_values=pixels.transpose(2, 0, 1)[None])
+
+texts, length = ["a photo of a cat", "two dogs"], facts["text"]["context_length"]
+ids = tokenizer(texts, padding="max_length", truncation=True, max_length=length)["input_ids"]
+text_embeds = embed("text", input_ids=np.array(ids, dtype=np.int64))
+
+logits = facts["scale"] * image_embeds @ text_embeds.T + (facts["bias"] or 0)
+print({shares})
+```
+"""
 _LARGEST = 1_500_000_000  # bytes of weights within a file; the format ends at 2 GiB
 
 
@@ -94,6 +132,18 @@ def write_onnx(encoder: Encoder, folder: Path) -> None:
             ) from error
     text = json.dumps(_facts(encoder), indent=2)
     (folder / "onnx_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def onnx_use(encoder: Encoder) -> str:
+    """For the card of an export: code that embeds an image and texts, and needs no clipkit."""
+    resize = "ImageOps.fit(image, (size, size)" if encoder.preprocess.resize == "crop" else ""
+    pixels = f"{resize or 'image.resize((size, size)'}, Image.Resampling[resampling])"
+    shares = (
+        "1 / (1 + np.exp(-logits))  # of each text alone"
+        if encoder.bias is not None
+        else "np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()"
+    )
+    return _USE.format(pixels=pixels, shares=shares)
 
 
 def load_onnx(folder: Path, encoder: Encoder) -> Loaded:

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from clipkit.models.dual_encoder import DualEncoder
 
 
+USE_HEADING = "Use"
+
+
 def default_card(model: DualEncoder, preprocess: PreprocessConfig, name: str) -> str:
     """What the model is and how to load it, where nothing more is known about its training."""
     config = model.backbone.config
@@ -36,6 +39,8 @@ embedded in one space of {model.embed_dim} dimensions.
 | layers | {vision.num_hidden_layers} | {text.num_hidden_layers} |
 
 {parameters:,} parameters.
+
+## {USE_HEADING}
 
 ```python
 from transformers import pipeline

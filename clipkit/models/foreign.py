@@ -5,11 +5,11 @@ The forward pass is transformers' own; these models are used here, not trained.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import SiglipModel, VisionTextDualEncoderModel
+from transformers import CLIPModel, SiglipModel, VisionTextDualEncoderModel
 
 from clipkit.config.schema import PreprocessConfig
 from clipkit.errors import CheckpointError
@@ -19,10 +19,13 @@ from clipkit.models.pretrained import check_size, load_config, load_preprocess, 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_KINDS: dict[str, type[PreTrainedModel]] = {
+CLASSES: dict[str, type[PreTrainedModel]] = {
+    "clip": CLIPModel,
     "siglip": SiglipModel,
     "vision-text-dual-encoder": VisionTextDualEncoderModel,
 }
+# Which towers of a VisionTextDualEncoder are known to have a pooled output, so need no try.
+_POOLED = ("clip_vision_model", "clip_text_model", "vit", "deit", "bert", "roberta", "xlm-roberta")
 
 
 class TextLayout(NamedTuple):
@@ -148,8 +151,8 @@ def arrange(input_ids: Tensor, layout: TextLayout) -> tuple[Tensor, Tensor]:
 
 def load_foreign(
     folder_or_name: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype | None = None
-) -> tuple[ForeignEncoder, PreprocessConfig]:
-    """The model and its preprocessing; on the CPU, in evaluation mode.
+) -> ForeignEncoder:
+    """The model, on the CPU, in evaluation mode.
 
     Args:
         folder_or_name: of a SigLIP or a VisionTextDualEncoder.
@@ -167,13 +170,15 @@ def load_foreign(
         raise CheckpointError(
             f"{folder_or_name}: its image tower has no pooling head, so it gives no embedding."
         )
-    backbone = load_weights(_KINDS[config.model_type], folder_or_name, config, dtype=dtype)
+    backbone = load_weights(CLASSES[config.model_type], folder_or_name, config, dtype=dtype)
     pad = tokenizer.pad_token_id
     if pad is None:
         raise CheckpointError(
             f"{folder_or_name}: its tokenizer has no padding token; name one in "
             "tokenizer_config.json (pad_token)."
         )
+    if not siglip:
+        _check_pooled(folder_or_name, backbone.eval(), preprocess)
     layout = TextLayout(
         pad=int(pad),
         end=tokenizer.eos_token_id,
@@ -182,4 +187,27 @@ def load_foreign(
         left=tokenizer.padding_side == "left",
         masked="attention_mask" in tokenizer.model_input_names,
     )
-    return ForeignEncoder(backbone.eval(), preprocess, layout), preprocess
+    return ForeignEncoder(backbone.eval(), preprocess, layout)
+
+
+@torch.inference_mode()
+def _check_pooled(where: str, backbone: PreTrainedModel, preprocess: PreprocessConfig) -> None:
+    """
+    Raises:
+        CheckpointError: a tower has no pooled output (DistilBERT has none), so transformers cannot
+            run the model either.
+    """
+    size = preprocess.image_size
+    towers: dict[str, tuple[Any, Tensor]] = {
+        "text": (backbone.text_model, torch.zeros(1, 3, dtype=torch.long)),
+        "image": (backbone.vision_model, torch.zeros(1, 3, size, size)),
+    }
+    for name, (tower, inputs) in towers.items():
+        if tower.config.model_type in _POOLED:
+            continue
+        if getattr(tower(inputs), "pooler_output", None) is None:
+            raise CheckpointError(
+                f"{where}: its {name} tower ({tower.config.model_type}) has no pooled output, so "
+                "neither clipkit nor transformers gets an embedding from it; train one with "
+                f"another tower, such as {'bert' if name == 'text' else 'vit'}."
+            )

@@ -13,16 +13,13 @@ from transformers import CLIPModel
 from clipkit.errors import CheckpointError
 from clipkit.hub import first_line
 from clipkit.models.dual_encoder import DualEncoder
-from clipkit.models.open_clip_config import CONFIG, OpenClipConfig
+from clipkit.models.kinds import OPEN_CLIP_CONFIG
+from clipkit.models.open_clip_config import OpenClipConfig
+from clipkit.models.pickled import read_pickled
 from clipkit.models.pretrained import round_weights
 
 # The names that open_clip looks for first, in its order.
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-
-
-def is_open_clip(folder: str | Path) -> bool:
-    """Whether a folder holds a checkpoint of open_clip and no model of transformers."""
-    return (Path(folder) / CONFIG).is_file() and not (Path(folder) / "config.json").is_file()
 
 
 def load_open_clip(
@@ -44,8 +41,8 @@ def load_open_clip(
     bias = weights.pop("logit_bias", None)
     if (bias is not None) != config.has_bias:
         raise CheckpointError(
-            f"{folder}: the weights and {CONFIG} do not agree on a logit_bias; copy or download "
-            "the folder again."
+            f"{folder}: the weights and {OPEN_CLIP_CONFIG} do not agree on a logit_bias; copy or "
+            "download the folder again."
         )
     backbone = CLIPModel._from_config(config.clip)
     try:
@@ -54,8 +51,8 @@ def load_open_clip(
         # The first line only says that there are errors.
         reason = str(error).strip().splitlines()[1].strip()
         raise CheckpointError(
-            f"{folder}: the weights are not those that {CONFIG} tells of ({reason[:200]}); copy or "
-            "download the folder again."
+            f"{folder}: the weights are not those that {OPEN_CLIP_CONFIG} tells of "
+            f"({reason[:200]}); copy or download the folder again."
         ) from error
     return DualEncoder(
         round_weights(backbone, dtype).eval(),
@@ -140,16 +137,12 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder}: there are no weights ({' or '.join(WEIGHTS)}).")
+    if path.suffix != ".safetensors":
+        return read_pickled(path)
     try:
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        if not all(isinstance(weight, Tensor) for weight in weights.values()):
-            raise ValueError("it holds more than tensors")
-    except Exception as error:  # safetensors, pickle and torch raise many kinds
+        return dict(load_file(path))
+    except Exception as error:  # safetensors raises many kinds
         raise CheckpointError(
             f"{path}: the weights cannot be loaded ({first_line(error)}); copy or download them "
             "again."
         ) from error
-    return dict(weights)

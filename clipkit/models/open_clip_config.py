@@ -18,9 +18,8 @@ from clipkit.config.schema import ForeignPreprocess, PreprocessConfig
 from clipkit.errors import CheckpointError
 from clipkit.hub import first_line
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.kinds import OPEN_CLIP_CONFIG
 from clipkit.models.processor import triple
-
-CONFIG = "open_clip_config.json"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def read_config(folder: Path) -> OpenClipConfig:
     Raises:
         CheckpointError: it is broken, or asks for what clipkit does not have.
     """
-    path = folder / CONFIG
+    path = folder / OPEN_CLIP_CONFIG
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         model, pixels = dict(tree["model_cfg"]), dict(tree.get("preprocess_cfg") or {})

@@ -23,9 +23,11 @@ from transformers.utils import logging as transformers_logging
 from clipkit.atomic import put_in_place
 from clipkit.config.schema import PreprocessConfig
 from clipkit.errors import CheckpointError
-from clipkit.hub import find_folder, first_line
+from clipkit.hub import first_line
 from clipkit.models.card import default_card
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.fit import starts_after_padding, vocabulary_sha256
+from clipkit.models.kinds import LOADED, check_folder, convert_hint, foreign_hint, why_not
 from clipkit.models.processor import image_processor, read_processor
 
 if TYPE_CHECKING:
@@ -67,8 +69,9 @@ def save_model(
     # A CLIPModel has no place for it among its weights.
     config, bias = model.backbone.config, model.logit_bias
     config.logit_bias = None if bias is None else float(bias.detach())
+    config.tokenizer_sha256 = vocabulary_sha256(tokenizer)
     try:
-        with _quiet():
+        with quiet():
             model.backbone.save_pretrained(aside, state_dict=weights)
         image_processor(preprocess).save_pretrained(aside)
         tokenizer_for_saving(tokenizer, preprocess).save_pretrained(aside)
@@ -100,19 +103,19 @@ def load_model(
     preprocess = load_preprocess(folder_or_name)
     backbone = load_backbone(folder_or_name, dtype=dtype)
     check_size(folder_or_name, preprocess, backbone.config.vision_config)
-    bias = bias_of(backbone, folder_or_name)
+    bias = bias_of(backbone.config, folder_or_name)
     model = DualEncoder(backbone.eval(), preprocess.mean, preprocess.std, init_bias=bias)
     model.attention = attention
     return model
 
 
-def bias_of(backbone: CLIPModel, folder_or_name: str) -> float | None:
+def bias_of(config: PreTrainedConfig, folder_or_name: str) -> float | None:
     """What a model learned with a bias of the logits keeps in its config, or None.
 
     Raises:
         CheckpointError: it is no number.
     """
-    bias = getattr(backbone.config, "logit_bias", None)
+    bias = getattr(config, "logit_bias", None)
     if bias is not None and not isinstance(bias, int | float):
         raise CheckpointError(f"{folder_or_name}: config.json: logit_bias is {bias!r}, no number")
     return bias
@@ -122,9 +125,7 @@ def load_backbone(folder_or_name: str, *, dtype: torch.dtype | None = None) -> C
     """transformers' CLIPModel with every weight from the folder; see ``load_model``."""
     config = load_config(folder_or_name)
     if config.model_type != "clip":
-        raise CheckpointError(
-            f"{folder_or_name}: it is a {config.model_type} model, where a clip model is needed."
-        )
+        raise CheckpointError(f"{folder_or_name}: {foreign_hint(config.model_type)}")
     return load_weights(CLIPModel, folder_or_name, config, dtype=dtype)
 
 
@@ -134,18 +135,27 @@ def load_config(folder_or_name: str) -> PreTrainedConfig:
     Raises:
         CheckpointError: nothing there, weights missing or pickled, or another kind of model.
     """
-    _check_folder(folder_or_name)
+    check_folder(folder_or_name)
+    config = read_auto_config(folder_or_name)
+    if config.model_type not in LOADED:
+        raise CheckpointError(f"{folder_or_name}: {why_not(config.model_type)}")
+    return config
+
+
+def read_auto_config(folder_or_name: str) -> PreTrainedConfig:
+    """The config of a model of transformers, whatever its kind.
+
+    Raises:
+        CheckpointError: there is none, or it is broken.
+    """
     try:
-        with _quiet():
-            config = AutoConfig.from_pretrained(folder_or_name, trust_remote_code=False)
+        with quiet():
+            return AutoConfig.from_pretrained(folder_or_name, trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(
             f"{folder_or_name}: no model could be loaded ({first_line(error)}); name a folder, "
             "or a hub repository where there is a network."
         ) from error
-    if config.model_type not in ("clip", "siglip", "vision-text-dual-encoder"):
-        raise CheckpointError(f"{folder_or_name}: {_why_not(config.model_type)}")
-    return config
 
 
 def load_weights(
@@ -157,26 +167,57 @@ def load_weights(
 ) -> Any:
     """A model of transformers with every weight from the folder; see ``load_model``."""
     try:
-        with _quiet():
+        with quiet():
             backbone, report = kind.from_pretrained(
                 folder_or_name,
                 config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, each by its name
                 trust_remote_code=False,
             )
     except Exception as error:  # transformers and safetensors raise many kinds
+        if not Path(folder_or_name).is_dir() and "safetensors" in first_line(error):
+            raise CheckpointError(f"{folder_or_name}: {convert_hint(folder_or_name)}") from error
         raise CheckpointError(
             f"{folder_or_name}: the weights cannot be loaded ({first_line(error)}); "
             "copy or download the folder again."
         ) from error
+    check_report(folder_or_name, kind, report)
+    return round_weights(backbone, dtype)
+
+
+def check_report(where: str, kind: type[PreTrainedModel], report: dict[str, Any]) -> None:
+    """Refuses weights that are not those of the config: transformers would go on with random ones.
+
+    Args:
+        where: the folder, for messages.
+        kind: the class that was loaded.
+        report: its ``output_loading_info``.
+
+    Raises:
+        CheckpointError: names a weight that is missing, too much, or of another shape.
+    """
+    wrong = sorted(report["mismatched_keys"])
+    if wrong:
+        name, found, wanted = wrong[0]
+        raise CheckpointError(
+            f"{where}: {len(wrong)} of the weights have another shape than config.json says, "
+            f"{name} among them ({tuple(found)}, not {tuple(wanted)}); copy or download both "
+            "again, from one place."
+        )
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(
-            f"{folder_or_name}: {len(missing)} of the weights are missing, {missing[0]} among "
+            f"{where}: {len(missing)} of the weights are missing, {missing[0]} among "
             f"them; is it a whole {kind.__name__}? Copy or download the folder again."
         )
-    return round_weights(backbone, dtype)
+    if unexpected := sorted(report["unexpected_keys"]):
+        raise CheckpointError(
+            f"{where}: config.json has no place for {len(unexpected)} of the weights, "
+            f"{unexpected[0]} among them, so they would be left out; copy or download both again, "
+            "from one place."
+        )
 
 
 def round_weights(backbone: Any, dtype: torch.dtype | None) -> Any:
@@ -218,23 +259,32 @@ def load_preprocess(folder_or_name: str) -> PreprocessConfig:
     """
     text = load_config(folder_or_name).text_config
     try:
-        with _quiet():
+        with quiet():
             processor = AutoImageProcessor.from_pretrained(folder_or_name, trust_remote_code=False)
             texts = get_tokenizer_config(folder_or_name)
     except Exception as error:
         raise CheckpointError(
-            f"{folder_or_name}: no image processor could be loaded ({first_line(error)}); "
-            "the folder needs a preprocessor_config.json."
+            f"{folder_or_name}: no image processor could be loaded{_cause(folder_or_name, error)}; "
+            "the folder needs the preprocessor_config.json of the model, which says how pixels are "
+            "made: copy or download it."
         ) from error
     positions = text.max_position_embeddings
-    if "roberta" in text.model_type or text.model_type == "camembert":
-        positions -= text.pad_token_id + 1  # theirs start after the padding's
+    if starts_after_padding(text):
+        positions -= text.pad_token_id + 1
     return read_processor(
         folder_or_name,
         processor,
         vocab_size=text.vocab_size,
         context_length=min(int(texts.get("model_max_length") or positions), positions),
     )
+
+
+def _cause(folder_or_name: str, error: Exception) -> str:
+    names = ("preprocessor_config.json", "processor_config.json")
+    folder = Path(folder_or_name)
+    if folder.is_dir() and not any((folder / name).is_file() for name in names):
+        return ""  # of a missing file, transformers says a paragraph
+    return f" ({first_line(error)})"
 
 
 # What SentenceTransformer (6 and later) reads beside the files of transformers.
@@ -287,43 +337,8 @@ def tokenizer_for_saving(
     return tokenizer
 
 
-def _check_folder(folder_or_name: str) -> None:
-    """Says in a sentence what transformers says in twenty lines, or not at all."""
-    folder = find_folder(folder_or_name, what="a model")
-    if folder is None:
-        return
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder}: there is no config.json; name the folder of a model, "
-            "such as the model folder of a run."
-        )
-    if any((folder / f"model.safetensors{suffix}").is_file() for suffix in ("", ".index.json")):
-        return
-    if any(folder.glob("*.bin")):
-        raise CheckpointError(
-            f"{folder}: the weights are pickled (.bin), and a pickle can run code; if you trust "
-            'them, convert them once with: python -c "from transformers import CLIPModel; '
-            f"CLIPModel.from_pretrained('{folder}').save_pretrained('{folder}')\""
-        )
-    raise CheckpointError(
-        f"{folder}: there are no weights (model.safetensors); copy or download the folder again."
-    )
-
-
-def _why_not(model_type: str) -> str:
-    if model_type == "siglip2":
-        return (
-            "it is a SigLIP 2 of the NaFlex kind (siglip2), which takes images of any shape; "
-            "clipkit runs those of one resolution, whose config.json says siglip."
-        )
-    return (
-        f"it is a {model_type} model; clipkit loads clip, siglip and vision-text-dual-encoder "
-        "models, and checkpoints of open_clip."
-    )
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the progress bars and reports of transformers, which have their say as errors."""
     bars, verbosity = (
         transformers_logging.is_progress_bar_enabled(),

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, C
 from clipkit.config.schema import ModelConfig, PreprocessConfig, TowerConfig
 from clipkit.errors import ConfigError
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.fit import TextTower, text_tower, why_unfit
 from clipkit.models.initialise import initialise
 from clipkit.models.pretrained import bias_of, load_backbone
 
@@ -43,15 +44,15 @@ def build_model(
         ConfigError: sizes that do not fit together, or a tokenizer that does not fit.
         CheckpointError: ``config.pretrained`` cannot be loaded.
     """
-    end = _end_token_id(tokenizer)
     if config.pretrained is not None:
         backbone = load_backbone(config.pretrained)
         _check_fit(backbone, config.pretrained, preprocess, tokenizer)
-        _set_end_token(backbone, end)
+        _set_end_token(backbone, _end_token_id(tokenizer))
         if init_bias is not None:
-            own = bias_of(backbone, config.pretrained)
+            own = bias_of(backbone.config, config.pretrained)
             init_bias = init_bias if own is None else own
     else:
+        end = _end_token_id(tokenizer)
         clip_config = _clip_config(config, preprocess, tokenizer, end, init_temperature)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -204,15 +205,28 @@ def _check_fit(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     text, vision = backbone.config.text_config, backbone.config.vision_config
+    own = preprocess.tokenizer == name
+    reason = why_unfit(tokenizer, text_tower(backbone.config), preprocess.tokenizer or name)
+    if reason and own:
+        raise ConfigError(
+            f"model.pretrained: {name}: its tokenizer does not fit the model: {reason}; copy the "
+            "tokenizer's files (tokenizer.json, tokenizer_config.json) from where the model comes "
+            "from, or set preprocess.tokenizer to a folder that has them"
+        )
     if len(tokenizer) != text.vocab_size:
         raise ConfigError(
             f"preprocess.tokenizer: it has {len(tokenizer)} tokens, model.pretrained {name} has "
             f"{text.vocab_size}; set preprocess.tokenizer: {name}"
         )
-    if _other_vocabulary(name, tokenizer):
+    if not own and _other_vocabulary(name, text_tower(backbone.config), tokenizer):
         raise ConfigError(
             f"preprocess.tokenizer: its tokens have other ids than those model.pretrained {name} "
             f"was trained with; set preprocess.tokenizer: {name}"
+        )
+    if reason:
+        raise ConfigError(
+            f"preprocess.tokenizer: it does not fit model.pretrained {name}: {reason}; name the "
+            "tokenizer that the model was trained with"
         )
     if vision.image_size != preprocess.image_size:
         raise ConfigError(
@@ -226,11 +240,13 @@ def _check_fit(
         )
 
 
-def _other_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+def _other_vocabulary(name: str, tower: TextTower, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the model has a tokenizer, and another one: one of the same size would be taken
     in silence, and every word would mean another."""
     try:
         own = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception:  # a model may come without one
         return False
-    return bool(own.get_vocab() != tokenizer.get_vocab())
+    # What is made of a folder without tokenizer is none.
+    fits = why_unfit(own, tower, name) is None
+    return bool(fits and own.get_vocab() != tokenizer.get_vocab())

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from clipkit._version import __version__
 from clipkit.config import Config, dump_config
-from clipkit.evaluation.card import split_table, with_licence
+from clipkit.evaluation.card import CONFIG_HEADING, split_table, with_licence
+from clipkit.models.card import USE_HEADING
 
 
 def model_card(
@@ -72,7 +73,7 @@ bootstraps over the queries.
   other kinds of images, other languages, or of how it treats people: measure it on yours before you
   rely on it (`clipkit eval`).
 
-## Use
+## {USE_HEADING}
 
 ```python
 import clipkit
@@ -84,7 +85,7 @@ model.encode_text(["a caption"])
 It loads as well with `AutoModel`, `AutoProcessor`, `pipeline("zero-shot-image-classification")` and
 `SentenceTransformer`, without clipkit.
 
-## The run's config
+## {CONFIG_HEADING}
 
 ```yaml
 {dump_config(config).rstrip()}

@@ -36,8 +36,8 @@ def convert(source: Path, out: Path) -> tuple[Path, list[str]]:
         checkpoint = found
     elif not (source / "manifest.json").is_file():
         raise CheckpointError(
-            f"{source}: no checkpoint (there is no manifest.json); name one, such as "
-            "runs/emoji/checkpoints/step-000400, or a run's folder"
+            f"{source}: no checkpoint (there is no manifest.json) and no model (there is no "
+            "config.json); name one, such as runs/emoji/checkpoints/step-000400, or a run's folder"
         )
     elif fault := find_damage(source):
         raise CheckpointError(f"{source}: {fault}; use another checkpoint of the run")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +11,12 @@ import yaml
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from clipkit.config import Config, PreprocessConfig, config_to_dict, flatten
-from clipkit.config.schema import ForeignPreprocess
+from clipkit.config import Config, config_to_dict, flatten
 from clipkit.data import Reader
 from clipkit.data.reader import some_captions
 from clipkit.data.tokenize import load_tokenizer, train_tokenizer
-from clipkit.errors import CheckpointError, ConfigError, RunRefused
+from clipkit.errors import CheckpointError, RunRefused
 from clipkit.hub import first_line
-from clipkit.models import load_preprocess
 from clipkit.training.faults import main_first
 
 # What may differ when a run goes on: none of it changes what is learned.
@@ -46,37 +43,6 @@ _FREE = (
     "eval",
     "plan",
 )
-
-
-def resolve_preprocess(config: Config) -> Config:
-    """With ``model.pretrained``, its own preprocessing and tokenizer; else the config's.
-
-    Raises:
-        ConfigError: the config asks for another preprocessing than the weights were trained with,
-            or no config can ask for theirs.
-    """
-    if config.model.pretrained is None:
-        return config
-    theirs = load_preprocess(config.model.pretrained)
-    if isinstance(theirs, ForeignPreprocess):
-        raise ConfigError(
-            f"model.pretrained: {config.model.pretrained} has {theirs.interpolation} resizing, "
-            "where training has bicubic; it can be used, not trained"
-        )
-    default = PreprocessConfig()
-    resolved = {}
-    for field in dataclasses.fields(PreprocessConfig):
-        name = field.name
-        asked, own = getattr(config.preprocess, name), getattr(theirs, name)
-        if name == "tokenizer":
-            own = asked or own or config.model.pretrained
-        elif asked not in (getattr(default, name), own) and name != "vocab_size":
-            raise ConfigError(
-                f"preprocess.{name}: {asked}, but {config.model.pretrained} was trained with "
-                f"{own}; leave it out"
-            )
-        resolved[name] = own
-    return dataclasses.replace(config, preprocess=PreprocessConfig(**resolved))
 
 
 def prepare_tokenizer(

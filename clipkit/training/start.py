@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from clipkit.config import Config
+from clipkit.config.effects import idle_options
 from clipkit.data import Reader
 from clipkit.display.source_line import remark_source
 from clipkit.encoder import Encoder
@@ -22,7 +24,8 @@ from clipkit.evaluation.suite import Suite, load_suite
 from clipkit.models import DualEncoder
 from clipkit.training.build import build_accelerator, build_training_model
 from clipkit.training.faults import main_first
-from clipkit.training.run import prepare_tokenizer, resolve_preprocess
+from clipkit.training.pretrained import resolve_pretrained
+from clipkit.training.run import prepare_tokenizer
 from clipkit.training.samples import HOLDOUT, check_damage, open_data, total_steps
 from clipkit.training.stages import Stage, build_stages
 from clipkit.training.step import parts_of
@@ -94,7 +97,10 @@ def begin(config: Config, *, planned: bool = False, **options: Any) -> Start:
     parts = parts_of(config, ranks)
     if not (planned and config.plan.gpu_tflops):
         _check_offload(config, accelerator.device)
-    config = resolve_preprocess(config)
+    if accelerator.is_main_process:
+        for line in idle_options(config):
+            warnings.warn(line, stacklevel=2)
+    config = resolve_pretrained(config)
     reader, eval_readers = main_first(  # the others find the index made
         accelerator, lambda: open_data(config, progress=accelerator.is_main_process)
     )
