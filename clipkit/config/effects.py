@@ -1,12 +1,13 @@
-"""Options that another option leaves without effect: refused, or told at the start of a run.
+"""Options that another option leaves without effect: told at the start of a run, or refused beside
+``model.pretrained``.
 
-A value that equals the default counts as not set. What needs no table (``optim.muon_lr`` without
-Muon, ``train.offload`` without fsdp …) is refused in ``clipkit.config.load``.
+A value that equals the default counts as not set. Contradictions (``optim.muon_lr`` without Muon,
+``train.offload`` without fsdp …) are refused in ``clipkit.config.load``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -21,13 +22,11 @@ class _Idle(NamedTuple):
         keys: dotted.
         when: whether they have none.
         because: the end of the sentence: what decides instead.
-        refused: else a line says so, where the key may stand in a config file for other runs.
     """
 
     keys: tuple[str, ...]
     when: Callable[[Config], bool]
     because: str
-    refused: bool = True
 
 
 def _evaluates_nothing(config: Config) -> bool:
@@ -55,43 +54,36 @@ _IDLE = (
         ("preprocess.vocab_size",),
         lambda config: bool(config.preprocess.tokenizer or config.model.pretrained),
         "it is for a tokenizer that is trained here, and this run has one already",
-        refused=False,
     ),
     _Idle(
         ("eval.every", "eval.batch_size"),
         _evaluates_nothing,
         "nothing is evaluated; name a split in data.evaluate, set data.holdout, or eval.suite",
-        refused=False,
     ),
 )
 
 
-def check_effects(config: Config) -> None:
-    """Refuses what is set and does nothing.
-
-    Raises:
-        ConfigError: names the key and what decides instead.
-    """
-    for line in _idle_lines(config, refused=True):
-        raise ConfigError(f"{line}; leave it out")
-    if len(config.data.mix) == 1:
-        ((name, source),) = config.data.mix.items()
-        if source.weight is not None:
-            raise ConfigError(
-                f"data.mix.{name}.weight: {source.weight} has no effect: it is relative to those "
-                "of other sources, and there are none; leave it out"
-            )
+def idle_options(config: Config) -> list[str]:
+    """A line for each option that is set and does nothing in this run."""
+    lines = [
+        f"{key}: {_value(config, key)} has no effect: {idle.because}"
+        for idle in _IDLE
+        for key in idle.keys
+        if _value(config, key) != _value(Config(), key) and idle.when(config)
+    ]
     for number, stage in enumerate(config.train.stages):
         if stage.patch_dropout and config.model.freeze == "vision":
-            raise ConfigError(
+            lines.append(
                 f"train.stages.{number}.patch_dropout: {stage.patch_dropout} has no effect: "
-                "model.freeze=vision keeps the image tower as it is when evaluated; leave it out"
+                "model.freeze=vision keeps the image tower as it is when evaluated"
             )
-
-
-def idle_options(config: Config) -> list[str]:
-    """A line for each option that is set, is not refused, and does nothing in this run."""
-    return list(_idle_lines(config, refused=False))
+    lines += [
+        f"data.mix.{name}.weight: {source.weight} has no effect: it is relative to those of other "
+        "sources, and there are none"
+        for name, source in config.data.mix.items()
+        if source.weight is not None and len(config.data.mix) == 1
+    ]
+    return lines
 
 
 def refuse_others(config: Config, own: Mapping[str, Any]) -> None:
@@ -113,14 +105,6 @@ def refuse_others(config: Config, own: Mapping[str, Any]) -> None:
             f"{key}: {asked} has no effect: model.pretrained {config.model.pretrained} {has}, and "
             "keeps it; leave it out"
         )
-
-
-def _idle_lines(config: Config, *, refused: bool) -> Iterator[str]:
-    for idle in _IDLE:
-        for key in idle.keys if idle.refused is refused else ():
-            value = _value(config, key)
-            if value != _value(Config(), key) and idle.when(config):
-                yield f"{key}: {value} has no effect: {idle.because}"
 
 
 def _value(config: Config, key: str) -> Any:

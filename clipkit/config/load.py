@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import yaml
 
-from clipkit.config.effects import check_effects
 from clipkit.config.schema import Config, SourceConfig, StageConfig
 from clipkit.errors import ConfigError
 
@@ -45,7 +44,6 @@ def config_from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
     """Checks and types a tree of plain values; see :func:`load_config`."""
     config = _typed(Config, _expand_stages(_expand_sources(tree)), where)
     validate(config)
-    check_effects(config)
     return config
 
 
