@@ -21,7 +21,7 @@ import numpy as np
 from clipkit._version import __version__
 from clipkit.atomic import sync, write_json
 from clipkit.digest import sha256
-from clipkit.display.console import progress_bar
+from clipkit.display.console import progress_bar, remark
 from clipkit.errors import CheckpointError
 from clipkit.retrieval.scan import CodeScan, quantise, read_rows, residual_norms
 from clipkit.retrieval.store import VERIFIED_BYTES
@@ -122,6 +122,25 @@ def open_codes(store: EmbeddingStore, kind: str) -> CodeScan | None:
             raise _broken(path, "does not have the store's shape", store)
     steps, residuals, lengths = arrays["rows"]
     return CodeScan(arrays["codes"], steps, residuals, lengths, arrays["centre"])
+
+
+def renew_codes(store: EmbeddingStore) -> None:
+    """Makes codes of the store's vectors anew, where they are of what the store was before.
+
+    Raises:
+        CheckpointError: they cannot be written.
+    """
+    for kind in ("image", "text"):
+        if (store.folder / FOLDER / f"{kind}-exact.json").exists():
+            try:
+                open_codes(store, kind)
+            except CheckpointError:
+                build_codes(store, kind, progress=False)
+    for kind in ("image", "text"):
+        try:
+            open_manifest(store, kind, "approximate")
+        except CheckpointError as error:
+            remark(str(error))
 
 
 def vectors_of(store: EmbeddingStore, kind: str) -> list[np.ndarray]:

@@ -23,8 +23,10 @@ OWN = pa.schema(
         ("offset", pa.int64()),  # … and the byte where it begins, in a tar
         ("width", pa.int32()),  # pixels of the upright picture, before it was resized
         ("height", pa.int32()),
+        ("image_hash", pa.int64()),  # the same number for the same image file
     ]
 )
+_FIRST_WITH_HASHES = 3  # the version of the layout from which on image_hash is there
 _LOOK = 1_000  # samples, to find the fields and their types
 TYPES = {
     "bool": pa.bool_(),
@@ -70,9 +72,14 @@ def find_columns(reader: Reader, asked: Sequence[str] | None) -> dict[str, str]:
     return {name: found[name] for name in asked}
 
 
-def table_schema(columns: Mapping[str, str]) -> pa.Schema:
+def own_columns(version: int) -> pa.Schema:
+    """The columns that every store of a version of the layout has."""
+    return OWN if version >= _FIRST_WITH_HASHES else OWN.remove(OWN.get_field_index("image_hash"))
+
+
+def table_schema(columns: Mapping[str, str], version: int = _FIRST_WITH_HASHES) -> pa.Schema:
     """Of the table, given fields and their types; a field with a name of ours is ``meta_…``."""
-    schema = OWN
+    schema = own_columns(version)
     for name, kind in columns.items():
         name = name.encode("utf-8", "replace").decode("utf-8")
         while name in schema.names:

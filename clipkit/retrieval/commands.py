@@ -38,6 +38,12 @@ def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="replace a store that is there, once it is known that the new one can be made",
     )
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="embed what is new or changed in the source of a finished store, and remove what is "
+        "gone; makes the store where there is none",
+    )
     parser.set_defaults(run=run_embed)
 
 
@@ -57,7 +63,8 @@ def run_embed(args: argparse.Namespace) -> int:
     ):
         if args.only == only and field not in (None, "none"):
             raise ConfigError(f"{name} {field}: is not used with --only {only}; leave one of them")
-    was_there = not args.overwrite and (Path(args.out).expanduser() / "manifest.json").exists()
+    is_kept = not args.overwrite and not args.update
+    was_there = is_kept and (Path(args.out).expanduser() / "manifest.json").exists()
     with plain_warnings():
         store = embed(
             args.model,
@@ -72,6 +79,7 @@ def run_embed(args: argparse.Namespace) -> int:
             columns=None if args.columns is None else _names(args.columns),
             workers=args.workers,
             overwrite=args.overwrite,
+            update=args.update,
         )
     if os.environ.get("RANK", "0") != "0":
         return 0  # the first rank tells

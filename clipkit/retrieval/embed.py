@@ -8,31 +8,43 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from itertools import chain
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-from tqdm import tqdm
 
 from clipkit.atomic import create_json
 from clipkit.config.schema import SourceConfig
 from clipkit.data import Reader, build_eval_loader, files
 from clipkit.data.reader import NONE
-from clipkit.display.console import default_workers, progress_bar, remark
+from clipkit.display.console import default_workers, remark
 from clipkit.display.source_line import remark_source
 from clipkit.encoder import Encoder, load
-from clipkit.errors import CheckpointError, ConfigError, DataError, Preempted
+from clipkit.errors import CheckpointError, ConfigError, DataError
 from clipkit.inputs import MAX_IMAGE_PIXELS
 from clipkit.interrupt import Stop, stop_signals
 from clipkit.launcher import launched_device, launched_share
+from clipkit.retrieval.codes import renew_codes
 from clipkit.retrieval.columns import find_columns
-from clipkit.retrieval.parts import MANIFEST, POLL, Parts, remove_store, someone_at_work
-from clipkit.retrieval.plan import PLAN, Plan, choose_part_rows, read_plan, refuse_difference
+from clipkit.retrieval.parts import (
+    MANIFEST,
+    UPDATE,
+    Parts,
+    has_finished_update,
+    remove_replaced,
+    remove_store,
+    remove_update,
+    someone_at_work,
+    take_over_update,
+)
+from clipkit.retrieval.plan import (
+    PLAN,
+    VERSION,
+    Plan,
+    choose_part_rows,
+    read_plan,
+    refuse_difference,
+)
 from clipkit.retrieval.precision import (
     DTYPES,
     Precision,
@@ -40,12 +52,12 @@ from clipkit.retrieval.precision import (
     refuse_non_finite,
 )
 from clipkit.retrieval.sources import open_wanted, refuse_source_inside, texts_sha256
-from clipkit.retrieval.store import EmbeddingStore, encoder_hashes
-from clipkit.retrieval.writer import PartWriter, plain_errors, write_manifest
+from clipkit.retrieval.store import EmbeddingStore, encoder_hashes, read_manifest
+from clipkit.retrieval.work import OldStore, UpdateWork, Work
+from clipkit.retrieval.writer import plain_errors, write_manifest
 
 BATCH_SIZE = 256
 _TRIED = 16  # samples at a time, in search of one that can be used
-_AGAIN = "run the same command again, and it goes on with the parts that are missing"
 
 
 def embed(
@@ -63,6 +75,7 @@ def embed(
     workers: int | None = 0,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     overwrite: bool = False,
+    update: bool = False,
     progress: bool = True,
 ) -> EmbeddingStore:
     """Embeds a source into a store; row i of the store is the i-th sample that can be used.
@@ -92,6 +105,9 @@ def embed(
         max_image_pixels: larger images are skipped.
         overwrite: whether a store that is there is removed first, once it is known that the new one
             can be made: its files and indexes, and nothing else that lies in the folder.
+        update: whether a finished store becomes that of the source as it is now: samples that are
+            not in it are embedded, and rows whose sample is gone removed. Until all of that is
+            done the store is as it was. Without a store, one is made.
         progress: whether to show a progress bar.
 
     Raises:
@@ -103,6 +119,8 @@ def embed(
     """
     if not (images or texts):
         raise ConfigError("embed: neither images nor texts are asked for; ask for one")
+    if update and overwrite:
+        raise ConfigError("embed: --update keeps what --overwrite removes; give one of them")
     rank, world_size = launched_share()
     if overwrite and world_size > 1:
         raise ConfigError(
@@ -111,6 +129,8 @@ def embed(
     folder = Path(os.path.realpath(Path(out).expanduser()))
     _refuse_foreign(folder, overwrite)
     source = SourceConfig(path=source) if isinstance(source, str) else source
+    if has_finished_update(folder) and not overwrite:
+        _take_over(folder, rank)
     replace = overwrite and files.is_store(str(folder))
     if replace:
         refuse_source_inside(source, folder)
@@ -159,123 +179,170 @@ def embed(
         workers = 0 if not images and encoder.device.type == "cpu" else max(1, share)
     if part_rows is not None:
         wanted["part_rows"] = choose_part_rows(len(reader), plan.batch_size, part_rows)
-    refuse_difference(folder, plan, wanted)
-    if not (folder / MANIFEST).exists():
+    is_finished = (folder / MANIFEST).exists()
+    if update and is_finished:
+        _update(folder, plan, wanted, encoder, reader, workers, show)
+        return EmbeddingStore(out)
+    refuse_difference(folder, plan, wanted, is_finished=is_finished)
+    if not is_finished:
         if plan.precision == "int8" and (reason := encoder.why_not_int8()):
             raise CheckpointError(
                 f"{folder}: this store was begun in int8, and {reason}; go on where it can be, or "
                 "give --overwrite to make it anew"
             )
         parts = Parts(folder, plan, rank=rank, world_size=world_size)
-        try:
-            with plain_errors(folder), stop_signals() as stop:
-                _Work(folder, plan, parts, encoder, reader, workers, show, stop).run()
+        with _at_work(folder, parts) as stop:
+            Work(folder, plan, parts, encoder, reader, workers, show, stop).run()
             _finish(folder, plan, parts, encoder, alone=world_size == 1, made=made)
-        except (CheckpointError, OSError):
-            # Whoever finished the store removed what was written aside, ours with it.
-            if not parts.is_finished():
-                raise
-        finally:
-            parts.release()
     return EmbeddingStore(out)  # by the name that the caller knows
 
 
-class _Work:
-    """Makes parts until all are done, by this process or by others."""
+@contextmanager
+def _at_work(folder: Path, parts: Parts) -> Iterator[Stop]:
+    """While parts are made: signals stop it in order, and what is claimed is given up at the end.
 
-    def __init__(
-        self,
-        folder: Path,
-        plan: Plan,
-        parts: Parts,
-        encoder: Encoder,
-        reader: Reader,
-        workers: int,
-        show: bool,
-        stop: Stop,
-    ) -> None:
-        self._folder, self._plan, self._parts = folder, plan, parts
-        self._encoder, self._reader, self._workers = encoder, reader, workers
-        self._show, self._stop = show, stop
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    try:
+        with plain_errors(folder), stop_signals() as stop:
+            yield stop
+    except (CheckpointError, OSError):
+        # Whoever finished the store removed what was written aside, ours with it.
+        if not parts.is_finished():
+            raise
+    finally:
+        parts.release()
 
-    def run(self) -> None:
-        """Returns when all parts are done.
 
-        Raises:
-            Preempted: a signal asked to stop.
-        """
-        parts = self._parts
-        for number, damaged in parts.verify():
-            if damaged:
-                remark(f"{self._folder}: part {number} was damaged, and is made again")
-            self._end_if_asked()
-        with progress_bar("embed", self._plan.rows, "sample", show=self._show) as bar:
-            parts.look()
-            while not (parts.complete or parts.is_finished()):
-                free = parts.take()
-                first = next(free, None)
-                if first is None:
-                    self._end_if_asked()
-                    time.sleep(POLL)
-                else:
-                    self._make(chain([first], free), bar)
-                parts.look()
-                _advance(bar, parts.rows_done)
-            _advance(bar, self._plan.rows)
+def _update(
+    folder: Path,
+    plan: Plan,
+    wanted: dict[str, Any],
+    encoder: Encoder,
+    reader: Reader,
+    workers: int,
+    show: bool,
+) -> None:
+    """Makes a finished store that of the source as it is now.
 
-    def _make(self, numbers: Iterator[int], bar: tqdm[Any]) -> None:
-        plan = self._plan
-        loader = build_eval_loader(
-            self._reader,
-            self._encoder.preprocess,
-            self._encoder.tokenizer,
-            batch_size=plan.batch_size,
-            workers=self._workers,
-            max_image_pixels=plan.max_image_pixels,
-            images=plan.images,
-            texts=plan.texts,
-            fields=tuple(plan.columns),
-            batches=(batch for number in numbers for batch in plan.batches(number)),
+    Args:
+        folder: of the store.
+        plan: of the store as it is.
+        wanted: what is asked for.
+        encoder: the model.
+        reader: the source.
+        workers: processes that read and decode.
+        show: whether to tell the user.
+
+    Raises:
+        CheckpointError: the model or an option is not the store's, or the folder cannot be written.
+        DataError: nothing of the source can be used.
+    """
+    rank, world_size = launched_share()
+    old = OldStore(EmbeddingStore(folder))
+    old.store.check_model(encoder)
+    source = ("source_fingerprint", "source_texts_sha256", "rows")
+    options = {name: value for name, value in wanted.items() if name not in source}
+    refuse_difference(folder, plan, options, is_finished=True)
+    plan = dataclasses.replace(
+        plan,
+        **{name: wanted[name] for name in source},
+        source=_absolute_source(reader),
+        dropped=dict(reader.dropped),
+        generation=plan.generation + 1,
+        version=VERSION,
+    )
+    if show and not old.is_known:
+        remark(
+            f"{folder}: made by an earlier clipkit, which did not record what is in the images; "
+            "all of them are embedded again, this once"
         )
-        writer: PartWriter | None = None
-        try:
-            with self._encoder.computing(DTYPES[plan.precision]):
-                for encoded in self._encoder.encode_batches(
-                    loader, images=plan.images, texts=plan.texts
-                ):
-                    refuse_non_finite(self._encoder, encoded)
-                    batch, image_embeds, text_embeds = encoded
-                    number = batch.step * plan.batch_size // plan.part_rows
-                    writer = writer or PartWriter(self._folder, plan, number)
-                    valid = np.flatnonzero(batch.valid.numpy()).tolist()
-                    start = batch.step * plan.batch_size
-                    writer.add(
-                        keys=[batch.keys[i] for i in valid],
-                        source_rows=[start + i for i in valid],
-                        items=[item for item in batch.items if item is not None],
-                        image_embeds=image_embeds,
-                        text_embeds=text_embeds,
-                        skipped=batch.skipped,
-                        truncated=batch.truncated,
-                        replaced=batch.replaced,
-                    )
-                    bar.update(len(batch.keys))
-                    if batch.step == plan.batches(number)[-1]:
-                        self._parts.done(number, writer.finish())
-                        writer = None
-                    self._end_if_asked()
-        finally:
-            loader.close()
+    update = folder / UPDATE
+    with plain_errors(folder):
+        _begin_update(folder, plan, world_size)
+    parts = Parts(update, plan, rank=rank, world_size=world_size)
+    with _at_work(update, parts) as stop:
+        UpdateWork(old, update, plan, parts, encoder, reader, workers, show, stop).run()
+        _finish_update(folder, plan, parts, encoder, old)
+    _take_over(folder, rank)
+    if show:
+        remark(f"{folder}: {_changes(read_manifest(folder))}")
 
-    def _end_if_asked(self) -> None:
-        if self._stop.signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self._stop.signal:
-            name = signal.Signals(self._stop.signal).name
-            raise Preempted(
-                f"{self._folder}: stopped by {name}, {len(self._parts.records)} of "
-                f"{self._plan.parts} parts are done; {_AGAIN}"
+
+def _changes(manifest: dict[str, Any]) -> str:
+    """``12 new, 3 changed, 2 removed, 3,602 kept``."""
+    return ", ".join(f"{number:,} {what}" for what, number in manifest["update"].items())
+
+
+def _begin_update(folder: Path, plan: Plan, world_size: int) -> None:
+    """Plans an update, and removes one that was begun of another source or state.
+
+    Raises:
+        CheckpointError: somebody makes that one.
+        ConfigError: several ranks cannot remove it.
+    """
+    update = folder / UPDATE
+    try:
+        there = read_plan(update)
+    except CheckpointError:
+        there = None
+    begun = (update / PLAN).exists()
+    if begun and (there is None or there.as_json() != plan.as_json()):
+        _refuse_workers(folder)
+        if world_size > 1:
+            raise ConfigError(
+                f"{update}: an update was begun there, and the source or the store has changed "
+                "since; several ranks cannot each remove it, so remove that folder first"
             )
+        remove_update(folder)
+    update.mkdir(exist_ok=True)
+    create_json(update / PLAN, plan.as_json())
+
+
+def _finish_update(folder: Path, plan: Plan, parts: Parts, encoder: Encoder, old: OldStore) -> None:
+    """Writes the manifest of an update that all parts of are done.
+
+    Raises:
+        CheckpointError: the model has changed, nothing is as it was, or it cannot be written.
+        DataError: no sample can be used.
+    """
+    if parts.is_finished():
+        return
+    _refuse_changed_model(encoder, plan)
+    records = parts.records
+    if not any(record["rows"] for record in records.values()):
+        first = next((record["example"] for _, record in sorted(records.items())), None)
+        raise _nothing_usable(plan, first)
+    write_manifest(folder / UPDATE, plan, records, count_changes=old.count_changes)
+
+
+def _take_over(folder: Path, rank: int) -> None:
+    """Makes a finished update the store, and its codes those of the new vectors.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    with plain_errors(folder):
+        take_over_update(folder)
+        if rank:
+            return
+        renew_codes(EmbeddingStore(folder))
+        remove_replaced(folder)
+
+
+def _refuse_changed_model(encoder: Encoder, plan: Plan) -> None:
+    """Refuses a model whose folder has changed while it was at work.
+
+    Raises:
+        CheckpointError: it has.
+    """
+    hashes = {"weights_sha256": plan.weights_sha256, "preprocess_sha256": plan.preprocess_sha256}
+    if encoder_hashes(encoder) != hashes:
+        raise CheckpointError(
+            f"{encoder.folder}: the model there has changed since it was loaded, so the store "
+            "would name the wrong one; embed again into another folder"
+        )
 
 
 def _finish(
@@ -297,12 +364,7 @@ def _finish(
     """
     if parts.is_finished():
         return
-    hashes = {"weights_sha256": plan.weights_sha256, "preprocess_sha256": plan.preprocess_sha256}
-    if encoder_hashes(encoder) != hashes:
-        raise CheckpointError(
-            f"{encoder.folder}: the model there has changed since it was loaded, so the store "
-            "would name the wrong one; embed again into another folder"
-        )
+    _refuse_changed_model(encoder, plan)
     records = parts.records
     if not any(record["rows"] for record in records.values()):
         first = next((record["example"] for _, record in sorted(records.items())), None)
@@ -369,9 +431,6 @@ def _plan(
         texts=wanted["texts"],
         max_image_pixels=wanted["max_image_pixels"],
     )
-    path = reader.source.path
-    # As seen from anywhere, for showing the images again, and for searching.
-    path = path if "://" in path else str(Path(path).expanduser().absolute())
     name = encoder.name
     if name is not None and Path(name).is_dir():
         name = str(Path(name).absolute())
@@ -381,7 +440,7 @@ def _plan(
         preprocess_sha256=wanted["preprocess_sha256"],
         dim=encoder.embed_dim,
         context_length=encoder.preprocess.context_length,
-        source=dataclasses.asdict(dataclasses.replace(reader.source, path=path)),
+        source=_absolute_source(reader),
         source_fingerprint=reader.fingerprint,
         source_texts_sha256=wanted["source_texts_sha256"],
         rows=len(reader),
@@ -396,6 +455,13 @@ def _plan(
         columns=find_columns(reader, columns),
         dropped=dict(reader.dropped),
     )
+
+
+def _absolute_source(reader: Reader) -> dict[str, Any]:
+    """The source as seen from anywhere, for showing the images again, and for searching."""
+    path = reader.source.path
+    path = path if "://" in path else str(Path(path).expanduser().absolute())
+    return dataclasses.asdict(dataclasses.replace(reader.source, path=path))
 
 
 def _tell(reader: Reader, plan: Plan) -> None:
@@ -440,9 +506,3 @@ def _refuse_workers(folder: Path) -> None:
     owner = someone_at_work(folder)
     if owner is not None:
         raise CheckpointError(f"{folder}: {owner} embeds into this folder; wait for it, or end it")
-
-
-def _advance(bar: tqdm[Any], to: int) -> None:
-    """Own batches count as they are done, the parts of others when they are."""
-    if to > bar.n:
-        bar.update(to - bar.n)

@@ -117,4 +117,5 @@ def _answer(hit: Hit, reader: Reader | None) -> Answer:
             picture = thumbnail(reader[hit.source_row].image)
         except (SampleError, ClipkitError):
             picture = None
-    return Answer(picture, hit.caption or hit.key, hit.score)
+    more = f" (+{hit.more:,} more)" if hit.more else ""
+    return Answer(picture, (hit.caption or hit.key) + more, hit.score)

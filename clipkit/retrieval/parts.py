@@ -16,16 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clipkit.atomic import sync, write_json
 from clipkit.digest import sha256
 from clipkit.lock import Claim, Held, owner_of
 from clipkit.retrieval.plan import PLAN, Plan
 
 MANIFEST = "manifest.json"
+UPDATE = "update"  # the folder in the store where an update is made
 POLL = 0.5  # seconds between two looks at what others have done
 _RECORD = {"rows", "skipped", "example", "truncated", "replaced", "unfit", "files"}
 # The names of what is written into a store's folder, and of nothing else there.
 _RECORDS = r"part-\d{5,}\.json|claim-\d{5,}"
-_FILES = r"items-\d{5,}\.parquet|(image|text)_embeds-\d{5,}\.npy"
+_FILES = r"items-\d{5,}(\.\d+)?\.parquet|(image|text)_embeds-\d{5,}(\.\d+)?\.npy"
 _INDEX = (
     r"(image|text)-(exact-(codes|rows|centre)\.npy|approximate\.faiss|(exact|approximate)\.json)"
 )
@@ -133,8 +135,11 @@ class Parts:
         self._claims.clear()
 
     def is_finished(self) -> bool:
-        """Whether the manifest is there; records may be gone then."""
-        return (self._folder / MANIFEST).exists()
+        """Whether the manifest is there; records may be gone then. An update is gone altogether
+        once the store has it."""
+        if (self._folder / MANIFEST).exists():
+            return True
+        return self._plan.generation > 0 and not (self._folder / PLAN).exists()
 
 
 def record_path(folder: Path, number: int) -> Path:
@@ -160,7 +165,7 @@ def read_record(folder: Path, number: int) -> dict[str, Any] | None:
 
 def someone_at_work(folder: Path) -> str | None:
     """A process that makes a part of this store now."""
-    for path in folder.glob("claim-*"):
+    for path in [*folder.glob("claim-*"), *(folder / UPDATE).glob("claim-*")]:
         owner = owner_of(path)
         if owner is not None:
             return owner
@@ -186,6 +191,7 @@ def remove_store(folder: Path) -> None:
     Raises:
         OSError: a file cannot be removed.
     """
+    remove_update(folder)
     (folder / MANIFEST).unlink(missing_ok=True)
     index = folder / "index"
     for path in [*_named(index, _INDEX), *_aside(index)]:
@@ -195,6 +201,61 @@ def remove_store(folder: Path) -> None:
     for path in [*_named(folder, _RECORDS), *_named(folder, _FILES), *_aside(folder)]:
         path.unlink(missing_ok=True)
     (folder / PLAN).unlink(missing_ok=True)
+
+
+def remove_update(folder: Path) -> None:
+    """Removes an update that is being made, or is finished and in the store.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    update = folder / UPDATE
+    for path in [update / MANIFEST, update / PLAN]:
+        path.unlink(missing_ok=True)
+    for path in [*_named(update, _RECORDS), *_named(update, _FILES), *_aside(update)]:
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is in it, or it is not there
+        update.rmdir()
+
+
+def has_finished_update(folder: Path) -> bool:
+    """Whether an update is made and the store may not have it yet."""
+    return (folder / UPDATE / MANIFEST).exists()
+
+
+def take_over_update(folder: Path) -> None:
+    """Makes a finished update the store. Until the new manifest replaces the old one, the store is
+    the old one; the old files stay until ``remove_replaced``. Doing it twice does no harm.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    update = folder / UPDATE
+    try:
+        manifest = json.loads((update / MANIFEST).read_text(encoding="utf-8"))
+        plan = json.loads((update / PLAN).read_text(encoding="utf-8"))
+    except FileNotFoundError:  # another process has done it
+        return
+    for name in manifest["parts"]:
+        with contextlib.suppress(FileNotFoundError):  # not made anew, or done before
+            (update / name).replace(folder / name)
+    sync(folder)
+    write_json(folder / MANIFEST, manifest)
+    write_json(folder / PLAN, plan)
+    sync(folder)
+
+
+def remove_replaced(folder: Path) -> None:
+    """Removes what an update has replaced, and the update's own folder.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    for path in [*_named(folder, _FILES), *_aside(folder)]:
+        if path.name not in manifest["parts"]:
+            path.unlink(missing_ok=True)
+    remove_update(folder)
 
 
 def _named(folder: Path, names: str) -> list[Path]:

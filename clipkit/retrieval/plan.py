@@ -13,7 +13,8 @@ from clipkit._version import __version__
 from clipkit.errors import CheckpointError
 from clipkit.retrieval.columns import TYPES
 
-PLAN, PLAN_FORMAT, VERSION = "plan.json", "clipkit-embeddings-plan", 2
+PLAN, PLAN_FORMAT, VERSION = "plan.json", "clipkit-embeddings-plan", 3
+READABLE = (2, VERSION)  # 2 does not know which rows have one image
 PART_ROWS = 16_384  # 32 MiB of float32 at D = 512
 _LEAST_PARTS = 8  # so that a few ranks have work with a small source, too
 
@@ -29,6 +30,7 @@ class Plan:
         source_texts_sha256: see ``sources.texts_sha256``; None in older plans, too.
         cosines: the least cosine to float32 that was measured, of images and texts; bf16's where
             that was not good enough.
+        generation: how many updates made the store.
     """
 
     model: str | None
@@ -50,6 +52,7 @@ class Plan:
     cosines: dict[str, float] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    generation: int = 0
     format: str = PLAN_FORMAT
     version: int = VERSION
     clipkit: str = __version__
@@ -97,7 +100,7 @@ def read_plan(folder: Path) -> Plan | None:
         ) from error
     if not isinstance(tree, dict) or tree.get("format") != PLAN_FORMAT:
         raise CheckpointError(f"{path}: not the plan of a store; name another folder")
-    if tree.get("version") != VERSION:
+    if tree.get("version") not in READABLE:
         raise CheckpointError(
             f"{path}: version {tree.get('version')} of the format, where this clipkit writes "
             f"{VERSION}; go on with the clipkit that began it ({tree.get('clipkit')}), or embed "
@@ -139,7 +142,9 @@ _TYPES: dict[str, tuple[type, ...]] = {  # by a field's annotation; a bool is no
 }
 
 
-def refuse_difference(folder: Path, plan: Plan, wanted: dict[str, Any]) -> None:
+def refuse_difference(
+    folder: Path, plan: Plan, wanted: dict[str, Any], *, is_finished: bool
+) -> None:
     """Refuses to go on otherwise than a store was begun.
 
     Args:
@@ -147,6 +152,7 @@ def refuse_difference(folder: Path, plan: Plan, wanted: dict[str, Any]) -> None:
         plan: what is there.
         wanted: what is asked for now, by the plan's names; ``source.image`` and ``source.caption``
             too. None: as it is there.
+        is_finished: whether the store can be updated.
 
     Raises:
         CheckpointError: names what differs, with both values.
@@ -165,9 +171,12 @@ def refuse_difference(folder: Path, plan: Plan, wanted: dict[str, Any]) -> None:
         return
     if any(line.startswith(("source_fingerprint", "source_texts")) for line in differing):
         differing.insert(0, "the source has changed since, or is another one")
+    advice = "run the command that it was begun with"
+    if is_finished and len(differing) > 1 and differing[0].startswith("the source"):
+        advice = "give --update to embed what has changed"
     raise CheckpointError(
-        f"{folder}: this store was begun otherwise ({'; '.join(differing)}); run the command that "
-        "it was begun with, name another folder, or give --overwrite to make it anew"
+        f"{folder}: this store was begun otherwise ({'; '.join(differing)}); {advice}, name "
+        "another folder, or give --overwrite to make it anew"
     )
 
 

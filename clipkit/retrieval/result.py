@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _OF_HIT = ("row", "score", "store")
 _OWN = ("key", "caption", "origin", "source_row")
+_NOT_SHOWN = (*_OWN, "image_hash")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class Hit:
         origin: where it came from.
         source_row: its row in the source.
         metadata: the store's other columns.
+        more: further rows of the same image in its store, such as those of other captions; 0
+            where each row was asked for.
     """
 
     store: str
@@ -46,6 +49,7 @@ class Hit:
     origin: str
     source_row: int
     metadata: dict[str, Any] = field(default_factory=dict)
+    more: int = 0
 
 
 class SearchResult(Sequence[Hit]):
@@ -58,6 +62,8 @@ class SearchResult(Sequence[Hit]):
         stores: where it was looked for.
         of_store: (k,) int64, which of them each hit is from.
         items: the stores' columns, k rows.
+        more: (k,) int64, further rows of the same image in the hit's store; 0 where each row is
+            a hit.
     """
 
     def __init__(
@@ -68,9 +74,11 @@ class SearchResult(Sequence[Hit]):
         stores: Sequence[EmbeddingStore],
         of_store: np.ndarray,
         items: pa.Table,
+        more: np.ndarray | None = None,
     ) -> None:
         self.query, self.rows, self.scores = query, rows, scores
         self.stores, self.of_store, self.items = stores, of_store, items
+        self.more = np.zeros(len(rows), dtype=np.int64) if more is None else more
 
     @property
     def keys(self) -> list[str]:
@@ -91,11 +99,13 @@ class SearchResult(Sequence[Hit]):
                 store=str(self.stores[place].folder),
                 row=int(row),
                 score=float(score),
-                metadata={name: value for name, value in item.items() if name not in _OWN},
+                metadata={name: value for name, value in item.items() if name not in _NOT_SHOWN},
+                more=int(more),
                 **{name: item[name] for name in _OWN},
             )
-            for place, row, score, item in zip(
-                self.of_store, self.rows, self.scores, self.items.to_pylist(), strict=True
+            for place, row, score, item, more in zip(
+                *(self.of_store, self.rows, self.scores, self.items.to_pylist(), self.more),
+                strict=True,
             )
         ]
 
@@ -156,7 +166,13 @@ def format_hits(result: SearchResult, *, width: int = 200) -> str:
     fixed = 7 + max((sum(map(display_width, each)) for each in names), default=0)
     room = max(24, width - fixed - 6)
     rows = [
-        [f"{hit.score:.3f}", shorten(hit.caption or "", room), *each]
+        [f"{hit.score:.3f}", _caption(hit, room), *each]
         for hit, each in zip(result, names, strict=True)
     ]
     return format_table(header, rows, right=[0])
+
+
+def _caption(hit: Hit, room: int) -> str:
+    """The caption in some room, and how many more its image has."""
+    more = f" (+{hit.more:,} more)" if hit.more else ""
+    return shorten(hit.caption or "", max(8, room - len(more))) + more

@@ -13,6 +13,7 @@ from clipkit.encoder import Encoder, load
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.retrieval.approximate import ApproximateIndex
 from clipkit.retrieval.columns import join_tables
+from clipkit.retrieval.images import ImageRows
 from clipkit.retrieval.index import Index
 from clipkit.retrieval.merged import MergedIndex
 from clipkit.retrieval.near_duplicates import find_duplicates
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["auto", "image", "text"]
 _ITEMS = 4096  # of duplicates, looked up at a time
+_REACH = 8  # rows that are looked for at first for each image wanted, where images have several
 
 
 class StoreIndex:
@@ -33,8 +35,9 @@ class StoreIndex:
 
     Search is exact unless ``approximate`` is asked for: the result is what comparing with every row
     gives, equal scores in the order of stores and rows. Several stores are searched one by one and
-    merged by score; what is in two of them is found twice. The model is loaded when the first text
-    or image is looked for.
+    merged by score. Of rows with the same image file, such as one for each of its captions, the
+    first of that ranking is the hit, unless ``rows`` asks for each. The model is loaded when the
+    first text or image is looked for.
 
     Args:
         store: where to look.
@@ -72,6 +75,7 @@ class StoreIndex:
             store.check_same_model(other)
         make = ApproximateIndex.open if approximate else Index.open
         self._index = MergedIndex([make(each, self.kind) for each in self.stores])
+        self._images = ImageRows(self.stores)
         self._encoder: Encoder | None = None
         self._model = str(store.manifest["model"]) if model is None else model
         if isinstance(model, Encoder):
@@ -101,6 +105,11 @@ class StoreIndex:
     def __len__(self) -> int:
         return len(self._index)
 
+    def count_items(self) -> int:
+        """How many items are compared for near-duplicates: images, or captions."""
+        firsts = self._images.first_rows(None) if self.kind == "image" else None
+        return len(self) if firsts is None else int(firsts.sum())
+
     def __repr__(self) -> str:
         stores = " + ".join(map(repr, self.stores))
         return f"StoreIndex of {stores}, among {self.kind} embeddings"
@@ -115,6 +124,7 @@ class StoreIndex:
         weights: Mapping[str, float] | None = None,
         where: str | Sequence[str] = (),
         k: int = 10,
+        rows: bool = False,
     ) -> SearchResult:
         """The k items nearest to a query, the nearest first.
 
@@ -122,11 +132,12 @@ class StoreIndex:
             text: what to look for, in words.
             image: and, or, a picture of it.
             negative: in words, what it should not be.
-            like: a row of the (first) store, to find more like it; the row itself is left out.
+            like: a row, counted through all stores, to find more like it; its image is left out.
             weights: of ``text``, ``image``, ``like`` (1 each) and ``negative`` (0.5).
             where: conditions that items must meet, all of them, such as ``"width>=512"``; see
                 :mod:`clipkit.retrieval.where`.
             k: how many; fewer come back where there are fewer.
+            rows: whether each row is a hit; else one of each image is.
 
         Raises:
             ConfigError: there is nothing to look for, ``k`` is below 1, or a condition or weight
@@ -136,7 +147,7 @@ class StoreIndex:
             CheckpointError: the model is missing or another one, or the store is damaged.
         """
         query = SearchQuery(text, image, like, negative, weights or {})
-        return self.search_many([query], where=where, k=k)[0]
+        return self.search_many([query], where=where, k=k, rows=rows)[0]
 
     def search_many(
         self,
@@ -144,6 +155,7 @@ class StoreIndex:
         *,
         where: str | Sequence[str] = (),
         k: int = 10,
+        rows: bool = False,
     ) -> list[SearchResult]:
         """The results of several queries at once, which is faster than one after the other.
 
@@ -151,6 +163,7 @@ class StoreIndex:
             queries: texts, or queries of several parts.
             where: see ``search``.
             k: how many a query.
+            rows: see ``search``.
 
         Raises:
             ClipkitError: see ``search``.
@@ -162,10 +175,14 @@ class StoreIndex:
             query_embeds = np.stack(embeds) if embeds else np.zeros((0, self.store.dim))
         else:
             query_embeds = embed_queries(wanted, self.encoder, liked)
-        return self._search(query_embeds, wanted, where, k)
+        return self._search(query_embeds, wanted, where, k, rows)
 
     def search_embeds(
-        self, query_embeds: np.ndarray, k: int = 10, where: str | Sequence[str] = ()
+        self,
+        query_embeds: np.ndarray,
+        k: int = 10,
+        where: str | Sequence[str] = (),
+        rows: bool = False,
     ) -> list[SearchResult]:
         """The results of queries that are vectors already; no model is loaded.
 
@@ -173,28 +190,35 @@ class StoreIndex:
             query_embeds: (Q, D), of the model that made the store.
             k: how many a query.
             where: see ``search``.
+            rows: see ``search``.
 
         Raises:
             ClipkitError: they have another D, or are not finite.
         """
         query_embeds = np.atleast_2d(query_embeds)
         named = [SearchQuery(f"vector {i}") for i in range(len(query_embeds))]
-        return self._search(query_embeds, named, where, k)
+        return self._search(query_embeds, named, where, k, rows)
 
     def vector(self, row: int) -> np.ndarray:
-        """(D,) float32, what the (first) store has of a row.
+        """(D,) float32, the vector of a row, counted through all stores.
 
         Raises:
             ConfigError: there is no such row.
         """
-        last = len(self.store) - 1
+        last = len(self) - 1
         if not 0 <= row <= last:
-            raise ConfigError(f"like: {row} is no row of {self.store.folder}; 0 to {last}")
+            names = " + ".join(str(store.folder) for store in self.stores)
+            raise ConfigError(f"like: {row} is no row of {names}; 0 to {last}")
         vector: np.ndarray = self._index.vectors(np.array([row]))[0]
         return vector
 
     def duplicates(
-        self, least: float = 0.95, *, where: str | Sequence[str] = (), progress: bool = False
+        self,
+        least: float = 0.95,
+        *,
+        where: str | Sequence[str] = (),
+        rows: bool = False,
+        progress: bool = False,
     ) -> Iterator[SearchResult]:
         """Groups of items that are nearly the same, the largest first.
 
@@ -206,6 +230,7 @@ class StoreIndex:
         Args:
             least: the cosine, above 0 and below 1.
             where: see ``search``; among these items alone.
+            rows: whether rows of the same image are compared, too; captions always are.
             progress: whether to show a progress bar.
 
         Raises:
@@ -217,8 +242,11 @@ class StoreIndex:
                 f"duplicates: {least}; give a cosine above 0 and below 1: 0.95, or 0.999 for what "
                 "is the same but for rounding"
             )
+        mask = self._mask(where)
+        if self.kind == "image" and not rows:
+            mask = self._images.first_rows(mask)
         first, scores = find_duplicates(
-            self._index, np.float32(least), mask=self._mask(where), progress=progress
+            self._index, np.float32(least), mask=mask, progress=progress
         )
         return self._groups(first, scores)
 
@@ -261,30 +289,70 @@ class StoreIndex:
         queries: Sequence[SearchQuery],
         where: str | Sequence[str],
         k: int,
+        rows: bool,
     ) -> list[SearchResult]:
         mask = self._mask(where)
-        leaves_out = any(query.like is not None for query in queries)
         # A row is always like itself: one more is looked for, and it is left out.
-        scores, rows = self._index.search(query_embeds, k + leaves_out if k > 0 else k, mask=mask)
-        kept = [
-            np.flatnonzero(found != (-1 if query.like is None else query.like))[:k]
-            for query, found in zip(queries, rows, strict=True)
-        ]
-        return self._results(
-            queries,
-            [found[keep] for found, keep in zip(rows, kept, strict=True)],
-            [found[keep] for found, keep in zip(scores, kept, strict=True)],
-        )
+        wanted = k + any(query.like is not None for query in queries) if k > 0 else k
+        if rows or self._images.most == 1:
+            scores, found = self._index.search(query_embeds, wanted, mask=mask)
+            ranked = list(zip(scores, found, strict=True))
+        else:
+            ranked = self._one_an_image(query_embeds, wanted, mask)
+        found_rows, found_scores = [], []
+        for query, (scores, found) in zip(queries, ranked, strict=True):
+            kept = np.ones(len(found), dtype=bool)
+            if query.like is not None and len(found):
+                like = query.like
+                kept = found != like if rows else ~self._images.same(found, like)
+            found_rows.append(found[kept][:k])
+            found_scores.append(scores[kept][:k])
+        return self._results(queries, found_rows, found_scores, rows_alone=rows)
+
+    def _one_an_image(
+        self, query_embeds: np.ndarray, wanted: int, mask: np.ndarray | None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Scores and rows of each query's best images, at their best rows.
+
+        The ranking of all rows is read until it has as many images as are wanted.
+        """
+        found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        left, reach = np.arange(len(query_embeds)), min(_REACH, self._images.most)
+        while len(left):
+            k = wanted * reach
+            all_scores, all_rows = self._index.search(query_embeds[left], k, mask=mask)
+            complete = reach >= self._images.most or all_rows.shape[1] < k
+            for query, scores, rows in zip(left.tolist(), all_scores, all_rows, strict=True):
+                firsts = self._images.firsts(rows)[:wanted]
+                if complete or len(firsts) >= wanted:
+                    found[query] = scores[firsts], rows[firsts]
+            left = np.array([query for query in left.tolist() if query not in found], dtype=int)
+            reach = min(4 * reach, self._images.most)
+        return [found[query] for query in range(len(query_embeds))]
 
     def _results(
         self,
         queries: Sequence[SearchQuery],
         rows: Sequence[np.ndarray],
         scores: Sequence[np.ndarray],
+        *,
+        rows_alone: bool = True,
     ) -> list[SearchResult]:
-        """Results of rows that count through all stores."""
+        """Results of rows that count through all stores.
+
+        Args:
+            queries: Q of them.
+            rows: of each query.
+            scores: of each query's rows.
+            rows_alone: whether each row is a hit, whatever else is of the same image.
+        """
         of_store, within = self._index.locate(np.concatenate([np.zeros(0, np.int64), *rows]))
         items = self._items(of_store, within)
+        more = np.zeros(len(within), dtype=np.int64)
+        if not rows_alone:
+            for place, store in enumerate(self.stores):
+                here = of_store == place
+                more[here] = store.rows_an_image(within[here]) - 1
         ends = np.cumsum([0, *map(len, rows)])
         return [
             SearchResult(
@@ -294,6 +362,7 @@ class StoreIndex:
                 self.stores,
                 of_store[begin:end],
                 items.slice(begin, end - begin),
+                None if rows_alone else more[begin:end],
             )
             for i, (query, begin, end) in enumerate(zip(queries, ends, ends[1:], strict=False))
         ]

@@ -79,6 +79,11 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="search what clipkit index --approximate made; with --where search stays exact",
     )
+    parser.add_argument(
+        "--rows",
+        action="store_true",
+        help="each row is a hit; without it, rows of the same image file are one hit",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object a query")
     parser.add_argument("--html", metavar="FILE", help="write a page with the pictures, too")
     parser.set_defaults(run=run_search, rest="texts")
@@ -99,10 +104,11 @@ def run_search(args: argparse.Namespace) -> int:
         importlib.import_module("clipkit.retrieval.search")  # by which an index is opened
 
     for query in queries:
-        if query.like is not None and not 0 <= query.like < len(store):
+        rows = sum(map(len, (store, *also)))
+        if query.like is not None and not 0 <= query.like < rows:
+            names = " + ".join((args.store, *args.also))
             raise DataError(
-                f"{query.place}: like: {query.like} is no row of {args.store}; 0 to "
-                f"{len(store) - 1}"
+                f"{query.place}: like: {query.like} is no row of {names}; 0 to {rows - 1}"
             )
     index = store.index(args.kind, args.model, approximate=args.approximate, also=also)
     if alone:
@@ -111,7 +117,9 @@ def run_search(args: argparse.Namespace) -> int:
     if args.approximate and args.where:
         remark("with --where, search is exact")
     with plain_warnings():
-        found = index.search_many(queries, where=args.where, k=_K if args.k is None else args.k)
+        found = index.search_many(
+            queries, where=args.where, k=_K if args.k is None else args.k, rows=args.rows
+        )
     for result in found:
         _print_result(result, as_json=args.json)
     if args.html:
@@ -125,13 +133,16 @@ def _print_duplicates(index: StoreIndex, args: argparse.Namespace) -> None:
 
     groups = rows = 0
     shown = []
-    for result in index.duplicates(args.duplicates, where=args.where, progress=True):
+    for result in index.duplicates(
+        args.duplicates, where=args.where, rows=args.rows, progress=True
+    ):
         groups += 1
         rows += len(result) - 1
         if groups <= _GROUPS:
             shown.append(result)
         _print_result(result, as_json=args.json)
-    remark(f"{rows:,} of {len(index):,} are near-duplicates, of {groups:,} others")
+    items = len(index) if args.rows else index.count_items()
+    remark(f"{rows:,} of {items:,} are near-duplicates, of {groups:,} others")
     if args.html:
         if groups > len(shown) or any(len(result) > _OF_GROUP for result in shown):
             remark(f"the page has the {_GROUPS} largest groups, and {_OF_GROUP} of each, at most")

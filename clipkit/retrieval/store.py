@@ -27,8 +27,9 @@ from clipkit.config.schema import SourceConfig
 from clipkit.digest import sha256, text_sha256, weights_sha256
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.retrieval.columns import TYPES, table_schema
+from clipkit.retrieval.images import columns_of_images, count_images, images_of
 from clipkit.retrieval.parts import Parts
-from clipkit.retrieval.plan import VERSION, read_plan
+from clipkit.retrieval.plan import READABLE, VERSION, read_plan
 
 if TYPE_CHECKING:
     from clipkit.encoder import Encoder
@@ -97,9 +98,15 @@ class EmbeddingStore:
         and the source's fields. All of it is in memory then; see ``items``."""
         return pa.concat_tables([self._read(i) for i in range(len(self._tables))])
 
-    def items(self, rows: Sequence[int] | np.ndarray) -> pa.Table:
+    def items(
+        self, rows: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None
+    ) -> pa.Table:
         """The items of some rows, in that order; no more is read of the table than they need,
         and nothing once all of it is in memory.
+
+        Args:
+            rows: which ones.
+            columns: their names; none: all.
 
         Raises:
             IndexError: there is no such row.
@@ -109,21 +116,23 @@ class EmbeddingStore:
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {len(self)}")
         if "table" in self.__dict__:  # in memory already
-            return self.table.take(pa.array(wanted, pa.int64()))
+            table = self.table if columns is None else self.table.select(columns)
+            return table.take(pa.array(wanted, pa.int64()))
         distinct, place = np.unique(wanted, return_inverse=True)
         file = np.searchsorted(self._ends, distinct, side="right")
         pieces = []
         for number in np.unique(file).tolist():
             start = int(self._ends[number - 1]) if number else 0
-            pieces.append(self._read(number, distinct[file == number] - start))
+            pieces.append(self._read(number, distinct[file == number] - start, columns))
         if not pieces:
-            return self.schema.empty_table()
+            empty = self.schema.empty_table()
+            return empty if columns is None else empty.select(columns)
         return pa.concat_tables(pieces).take(pa.array(place, pa.int64()))
 
     @property
     def schema(self) -> pa.Schema:
         """The columns of the table."""
-        return table_schema(self.manifest["columns"])
+        return table_schema(self.manifest["columns"], self.manifest["version"])
 
     @cached_property
     def _tables(self) -> list[tuple[str, int]]:
@@ -135,8 +144,54 @@ class EmbeddingStore:
     def _ends(self) -> np.ndarray:
         return np.cumsum([rows for _, rows in self._tables], dtype=np.int64)
 
-    def _read(self, number: int, rows: np.ndarray | None = None) -> pa.Table:
-        """One file of the table: all of it, or some of its rows, which ascend."""
+    @cached_property
+    def most_rows_an_image(self) -> int:
+        """How many rows the image with the most rows has; 1 where rows have no images."""
+        most = self.manifest.get("most_rows_an_image")
+        if not self.image_embeds or not len(self):
+            return 1
+        return most if _is_count(most) and most else count_images(*self._images)[1]
+
+    def images_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) rows → (n,) int64 numbers of their images, the same for the same image; and (n,)
+        bool, False for a row without an image, or whose image is not known."""
+        if not self.image_embeds:
+            return np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=bool)
+        if self.most_rows_an_image == 1 and "_images" not in self.__dict__:
+            return images_of(self.items(rows, columns_of_images(self.schema)))
+        numbers, known = self._images
+        return numbers[rows], known[rows]
+
+    def rows_an_image(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) rows → (n,) int64, how many rows of this store have the image of each."""
+        if self.most_rows_an_image == 1:
+            return np.ones(len(rows), dtype=np.int64)
+        wanted, known = self.images_of(rows)
+        numbers = self._sorted_images
+        first, last = (np.searchsorted(numbers, wanted, side=side) for side in ("left", "right"))
+        return np.where(known, last - first, 1)
+
+    @cached_property
+    def _images(self) -> tuple[np.ndarray, np.ndarray]:
+        """``images_of`` all rows."""
+        columns = columns_of_images(self.schema)
+        found = [images_of(self._read(i, columns=columns)) for i in range(len(self._tables))]
+        numbers, known = zip(*found, strict=True)
+        return np.concatenate(numbers), np.concatenate(known)
+
+    @cached_property
+    def _sorted_images(self) -> np.ndarray:
+        numbers, known = self._images
+        return np.sort(numbers[known])
+
+    def _read(
+        self,
+        number: int,
+        rows: np.ndarray | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """One file of the table: all of it, or some of its rows, which ascend; all columns, or
+        some."""
         name, length = self._tables[number]
         path = self.folder / name
         try:
@@ -144,7 +199,9 @@ class EmbeddingStore:
             with path.open("rb") as handle, pq.ParquetFile(handle) as file:
                 schema, there = file.schema_arrow, file.metadata.num_rows
                 if schema.equals(self.schema) and there == length:
-                    return file.read() if rows is None else _read_rows(file, rows)
+                    if rows is None:
+                        return file.read(columns=columns)
+                    return _read_rows(file, rows, columns)
         except (OSError, pa.ArrowException) as error:
             raise CheckpointError(
                 f"{path}: cannot be read; embed again with --overwrite"
@@ -265,7 +322,7 @@ class EmbeddingStore:
         return parts
 
 
-def _read_rows(file: pq.ParquetFile, rows: np.ndarray) -> pa.Table:
+def _read_rows(file: pq.ParquetFile, rows: np.ndarray, columns: Sequence[str] | None) -> pa.Table:
     """Ascending rows of a Parquet file, of which only the row groups are read that hold them."""
     groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
     ends = np.cumsum(groups, dtype=np.int64)
@@ -274,7 +331,7 @@ def _read_rows(file: pq.ParquetFile, rows: np.ndarray) -> pa.Table:
     for number in np.unique(group).tolist():
         start = int(ends[number - 1]) if number else 0
         within = pa.array(rows[group == number] - start, pa.int64())
-        pieces.append(file.read_row_group(number).take(within))
+        pieces.append(file.read_row_group(number, columns=columns).take(within))
     return pa.concat_tables(pieces)
 
 
@@ -318,7 +375,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not the manifest of a store; make one with clipkit embed")
-    if manifest.get("version") != VERSION:
+    if manifest.get("version") not in READABLE:
         raise CheckpointError(
             f"{path}: version {manifest.get('version')} of the format, where this clipkit reads "
             f"{VERSION}; embed again with --overwrite, or use the clipkit that wrote it "

@@ -17,7 +17,7 @@ _TEXT = 2_000  # characters of a caption or field that are shown
 _EXAMPLES = 6
 _FEW = 40  # different values that are offered in a list
 _COUNTED_ROWS = 1_000_000  # above, the table stays on disk, and values are not counted
-_NOT_FOR_FILTERS = ("source_row", "offset")
+_NOT_FOR_FILTERS = ("source_row", "offset", "image_hash")
 
 
 def store_facts(store: EmbeddingStore, *, kind: str, fault: str | None) -> dict[str, Any]:

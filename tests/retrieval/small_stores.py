@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def cut_store(
     image_embeds: np.ndarray,
     fields: dict[str, tuple[str, list[Any]]] | None = None,
     cut: int = 7,
+    hashes: np.ndarray | None = None,
     **manifest: Any,
 ) -> Path:
     """Writes a store of images alone, in two parts.
@@ -32,10 +34,16 @@ def cut_store(
         image_embeds: (N, D) that they get.
         fields: names of further columns, with types and N values.
         cut: where the second part begins.
+        hashes: (N,) of the images; none: all differ, and from those of other stores as well.
         manifest: what else it says.
     """
     folder.mkdir()
     table = store.items(rows)
+    # Each row is an image of its own, as its vector is.
+    place = table.schema.get_field_index("image_hash")
+    if hashes is None:
+        hashes = zlib.crc32(str(folder).encode()) * 2**20 + np.arange(len(rows))
+    table = table.set_column(place, "image_hash", pa.array(hashes, pa.int64()))
     for name, (kind, values) in (fields or {}).items():
         types = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
         table = table.append_column(pa.field(name, types[kind]), pa.array(values, types[kind]))
@@ -53,6 +61,7 @@ def cut_store(
     tree = {
         **store.manifest,
         "rows": len(rows),
+        "most_rows_an_image": None,
         "dtype": str(image_embeds.dtype),
         "columns": {name: kind for name, (kind, _) in (fields or {}).items()},
         "parts": facts,

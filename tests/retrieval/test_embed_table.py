@@ -90,7 +90,7 @@ def test_sizes_places_and_fields_are_in_the_table(tiny_encoder: Encoder, tmp_pat
     assert named.table.column_names[-1] == "year"
     assert "meta_key" not in named.table.column_names
     bare = run(tiny_encoder, photos, tmp_path / "bare", columns=["none"])
-    assert bare.table.column_names[-1] == "height"
+    assert bare.table.column_names[-2:] == ["height", "image_hash"]
     with pytest.raises(ConfigError, match=r"'yaer'; there are .*year"):
         run(tiny_encoder, photos, tmp_path / "wrong", columns=["yaer"])
 

@@ -185,7 +185,7 @@ def test_what_is_no_whole_store_is_refused_in_one_line(
     facts["parts"] = {"../../etc/passwd": {"rows": 1, "bytes": 1, "sha256": ""}}
     manifest.write_text(json.dumps(facts))
     refused("parts is missing or broken")
-    manifest.write_text(good.replace('"version": 2', '"version": 9'))
+    manifest.write_text(good.replace('"version": 3', '"version": 9'))
     refused("version 9")
     manifest.write_text('{"format": "other"}')
     refused("not the manifest of a store")
