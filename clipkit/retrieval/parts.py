@@ -210,6 +210,8 @@ def remove_update(folder: Path) -> None:
         OSError: a file cannot be removed.
     """
     update = folder / UPDATE
+    if not update.is_dir():
+        return
     for path in [update / MANIFEST, update / PLAN]:
         path.unlink(missing_ok=True)
     for path in [*_named(update, _RECORDS), *_named(update, _FILES), *_aside(update)]:
