@@ -1,4 +1,4 @@
-"""Parquet files and whatever ``datasets`` loads → pairs, as memory-mapped Arrow.
+"""Whatever ``datasets`` loads → pairs, as memory-mapped Arrow.
 
 Images stay encoded (``Image(decode=False)``), so that one bad file cannot stop the others.
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
+from clipkit.data.arrow_rows import CaptionColumns, has_image
 from clipkit.data.columns import choose_columns, columns_understood
 from clipkit.data.image_ids import ImageFiles, column_images, no_images, number_images, part_of
 from clipkit.data.packed_fields import is_packed, unpack_metadata
@@ -31,37 +32,6 @@ _SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
 def is_saved_dataset(folder: str) -> bool:
     """Whether ``save_to_disk`` of ``datasets`` wrote this local folder."""
     return any(os.path.exists(os.path.join(folder, name)) for name in _SAVED_BY_DATASETS)
-
-
-def open_parquet(source: SourceConfig, paths: list[str], *, progress: bool) -> DatasetReader:
-    """Pairs of Parquet files with image bytes, or with paths relative to them.
-
-    Raises:
-        DataError: a file is missing or no Parquet, or columns are.
-    """
-    import pyarrow.parquet
-
-    filled, sizes = [], []
-    for path in paths:
-        stat = files.stat(path)
-        if not files.is_url(path):
-            try:
-                if not pyarrow.parquet.read_metadata(path).num_rows:
-                    continue
-            except (ValueError, OSError) as error:
-                raise DataError(
-                    f"{path}: not a Parquet file, or cut short ({stat.size} bytes)."
-                ) from error
-        filled.append(path)
-        sizes.append(stat.size)
-    if not filled:
-        raise DataError(f"{source.path}: no usable row.")
-
-    def load(datasets: Any) -> Any:
-        return datasets.load_dataset("parquet", data_files=filled, split="train")
-
-    folder = files.parent(paths[0])
-    return DatasetReader(source, load, folder=folder, sizes=sizes, progress=progress)
 
 
 def open_dataset(source: SourceConfig, *, progress: bool) -> DatasetReader:
@@ -238,7 +208,18 @@ class DatasetReader:
             source.caption = classes[0]
         if source.caption is None and not labels and usual and is_packed(columns):
             source.caption = "captions"
-        image, captions = choose_columns(source, columns, self.source.path)
+
+        def first(name: str) -> list[Any]:
+            column = name if name in columns else name.split(".")[0]
+            if isinstance(features[column], datasets.ClassLabel):
+                return []
+            try:
+                values = loaded.select_columns([column])[:_FIRST][column]
+            except UnicodeDecodeError:
+                return []
+            return [reader.field_of({column: value}, name) for value in values]
+
+        image, captions = choose_columns(source, columns, self.source.path, first)
         for name in captions:
             if name in classes and not (isinstance(source, LabelSource) and source.numbers):
                 told = reader.read_class_names(self.source)
@@ -265,39 +246,36 @@ class DatasetReader:
         return loaded.select_columns(keep).with_format(None)
 
     def _usable(self, digest: Any) -> np.ndarray | None:
-        """Rows that have a caption, or None where all do; ``digest`` is told the texts."""
-        if not self._captions or any("." in name for name in self._captions) or self._class_names:
-            return None
-        if isinstance(self.source, LabelSource) and self.source.unlabelled:
-            return None
-        usable = np.logical_or.reduce([self._filled(name, digest) for name in self._captions])
-        if usable.all():
-            return None
-        self.dropped["no caption"] = int((~usable).sum())
-        return np.flatnonzero(usable)
+        """Rows with an image and a caption, as far as they are asked for, or None where all are;
+        ``digest`` is told the texts."""
+        usable = np.ones(len(self._data), dtype=bool)
+        if self._image is not None:
+            nested = [] if self._image in self._data.features else self._image.split(".")[1:]
+            column = self._image.split(".")[0] if nested else self._image
+            images = self._data.with_format("arrow").select_columns([column])
+            usable = has_image(images, nested)
+            self._drop("no image", ~usable)
+        unlabelled = isinstance(self.source, LabelSource) and self.source.unlabelled
+        if self._captions and not self._class_names and not unlabelled:
+            texts = CaptionColumns(self._data, self._captions, digest)
+            if texts.lists:
+                self.add_note(
+                    f"{texts.lists:,} cells hold a list in quotes, read as several captions"
+                )
+            if texts.only_numbers and not isinstance(self.source, LabelSource):
+                self.add_note(f"{' and '.join(self._captions)} holds numbers alone")
+            self._drop("no caption", usable & ~texts.filled)
+            usable &= texts.filled
+        return None if usable.all() else np.flatnonzero(usable)
 
-    def _filled(self, name: str, digest: Any) -> np.ndarray:
-        """(rows,) whether a column says anything there."""
-        import pyarrow
-        import pyarrow.compute as compute
+    def _drop(self, reason: str, rows: np.ndarray) -> None:
+        if rows.any():
+            self.dropped[reason] = int(rows.sum())
 
-        column = self._data.with_format("arrow").select_columns([name])
-        keep: list[np.ndarray] = []
-        for table in column.iter(batch_size=10_000):
-            texts = table.column(0)
-            there = compute.fill_null(compute.is_valid(texts), False)
-            if pyarrow.types.is_string(texts.type) or pyarrow.types.is_large_string(texts.type):
-                raw = texts.cast(pyarrow.large_binary())  # some may not be UTF-8
-                digest.update(b"\0".join(text or b"" for text in raw.to_pylist()))
-                try:
-                    length = compute.utf8_length(compute.utf8_trim_whitespace(texts))
-                except pyarrow.ArrowInvalid:
-                    length = compute.binary_length(raw)
-                there = compute.and_(there, compute.fill_null(compute.greater(length, 0), False))
-            else:
-                digest.update(repr(texts.to_pylist()).encode())
-            keep.append(there.to_numpy())
-        return np.concatenate(keep) if keep else np.zeros(0, dtype=bool)
+    def add_note(self, note: str) -> None:
+        """Adds a sentence to what is said of how the source was read."""
+        notes = [*self.understood.notes, note]
+        self.understood = dataclasses.replace(self.understood, notes=notes)
 
     def _texts(self, record: dict[str, Any]) -> list[str]:
         values: list[Any] = []
@@ -320,6 +298,7 @@ class DatasetReader:
 
 
 _BULKY = ("binary", "large_binary")
+_FIRST = 200  # rows that tell what is in a column
 
 
 @contextlib.contextmanager

@@ -52,14 +52,9 @@ def choose_columns(
         named = [*reader.split_names(source.caption)] or [source.caption]
     chosen = [_choose(what, name, usual, columns, where) for name in named]
     captions = [name for name in chosen if name is not None]
-    for name in captions:
-        fields = [] if first is None else _fields(first(name))
-        if fields:
-            told = reader.name_some([f"{name}.{field}" for field in fields])
-            raise DataError(
-                f"{where}: column {name} holds objects and no texts; set {what} of the source to "
-                f"one of their fields: {told}."
-            )
+    if first is not None:
+        for name in captions:
+            _refuse_objects(name, columns, first, f"{where}: ", what)
     return image, captions
 
 
@@ -126,6 +121,24 @@ def _by_what_they_say(usual: list[str], columns: list[str], first: First) -> lis
         else:
             rank[name] = 1
     return sorted(there, key=lambda name: rank[name])
+
+
+def _refuse_objects(name: str, columns: list[str], first: First, where: str, what: str) -> None:
+    """Refuses a column of objects, and a field that no object has; the fields there are are named.
+
+    Raises:
+        DataError: as said.
+    """
+    values = first(name)
+    parent = name
+    problem = f"column {name} holds objects and no texts"
+    if "." in name and name not in columns and all(value is None for value in values):
+        parent, _, last = name.rpartition(".")
+        values = first(parent)
+        problem = f"column {parent} has no field {last!r}"
+    if fields := _fields(values):
+        told = reader.name_some([f"{parent}.{field}" for field in fields])
+        raise DataError(f"{where}{problem}; set {what} of the source to one of its fields: {told}.")
 
 
 def _fields(values: Sequence[Any]) -> list[str]:

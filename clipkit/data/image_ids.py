@@ -127,7 +127,7 @@ def column_images(column: Any, nested: Sequence[str], folder: str) -> ImageFiles
     """
     sizes = np.full(len(column), NO_IMAGE, dtype=np.int64)
     paths: dict[int, str] = {}
-    for begin, images, names in _batches(column, nested):
+    for begin, images, names in image_batches(column, nested):
         for i, (image, name) in enumerate(zip(images, names, strict=True)):
             if image.is_valid:
                 sizes[begin + i] = len(image.as_buffer())
@@ -141,7 +141,7 @@ def column_images(column: Any, nested: Sequence[str], folder: str) -> ImageFiles
         found = np.zeros(len(column), dtype=np.int64)
         asked = np.zeros(len(column), dtype=bool)
         asked[wanted] = True
-        for begin, images, _ in _batches(column, nested):
+        for begin, images, _ in image_batches(column, nested):
             for i in np.flatnonzero(asked[begin : begin + len(images)]):
                 if images[i].is_valid:
                     found[begin + i] = zlib.crc32(images[i].as_buffer())
@@ -207,7 +207,7 @@ def _checksum(path: str) -> int:
     return checksum
 
 
-def _batches(column: Any, nested: Sequence[str]) -> Iterable[tuple[int, Any, Any]]:
+def image_batches(column: Any, nested: Sequence[str]) -> Iterable[tuple[int, Any, Any]]:
     """(first row, images' bytes, images' paths) of a few rows at a time."""
     import pyarrow as pa
     import pyarrow.compute as compute

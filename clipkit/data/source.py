@@ -8,11 +8,12 @@ from collections import Counter
 
 from clipkit.config.schema import FilterConfig, SourceConfig
 from clipkit.data import files, lines
-from clipkit.data.arrow import is_saved_dataset, open_dataset, open_parquet
+from clipkit.data.arrow import is_saved_dataset, open_dataset
 from clipkit.data.filters import keep_wanted
 from clipkit.data.folder import METADATA_FILES, FolderReader, beside, extension
 from clipkit.data.lines import LineReader
 from clipkit.data.magic import content_of, is_parquet
+from clipkit.data.parquet import open_parquet
 from clipkit.data.reader import IMAGE_EXTENSIONS, NONE, Reader
 from clipkit.data.table import EXTENSIONS as TABLE_EXTENSIONS
 from clipkit.data.table import TableReader

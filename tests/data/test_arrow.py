@@ -148,3 +148,103 @@ def test_several_columns_are_captions(tmp_path):
     assert [reader[i].caption for i in range(2)] == ["a", "d"]
     assert [reader[i].others for i in range(2)] == [["b", "c"], []]
     assert list(reader.captions())[:2] == ["a", "d"]
+
+
+def test_rows_without_image_bytes_are_left_out_and_counted(tmp_path):
+    # As img2dataset writes it, with those that could not be downloaded.
+    data = [None, images(1)[0], b"", images(1)[0], None]
+    texts = ["a", "b", "c", None, ""]
+    reader = open_path(write_parquet(tmp_path / "x.parquet", jpg=data, caption=texts))
+    assert [reader[row].caption for row in range(len(reader))] == ["b"]
+    assert reader.dropped == {"no image": 3, "no caption": 1}
+    structs = [
+        {"bytes": images(1)[0], "path": None},
+        {"bytes": None, "path": None},
+        {"bytes": None, "path": ""},
+        None,
+    ]
+    path = write_parquet(tmp_path / "y.parquet", image=structs, caption=list("abcd"))
+    reader = open_path(path)
+    assert reader.dropped == {"no image": 3}
+    assert reader[0].image == images(1)[0]
+    assert open_path(path, image="none").dropped == {}
+
+
+def test_shards_whose_columns_differ_are_read_as_one(tmp_path):
+    big = 2**40
+    shards = [
+        {"image": images(1), "caption": ["a"], "n": pa.array([1], pa.int32())},
+        {"caption": ["b"], "n": pa.array([big], pa.int64()), "image": images(1), "score": [0.5]},
+        {"image": images(1), "caption": pa.array(["c"], pa.large_string()), "n": [0.5]},
+        {"image": images(1), "caption": ["d"], "n": [4], "score": pa.nulls(1)},
+    ]
+    for number, columns in enumerate(shards):
+        write_parquet(tmp_path / f"{number}.parquet", **columns)
+    reader = open_path(tmp_path)
+    assert [reader[row].caption for row in range(4)] == list("abcd")
+    assert [reader[row].metadata["n"] for row in range(4)] == [1, big, 0.5, 4]
+    assert [reader[row].metadata["score"] for row in range(4)] == [None, 0.5, None, None]
+    told = ["column score is missing in 2 of 4 files, null there"]
+    assert reader.understood.notes == told
+    write_parquet(tmp_path / "4.parquet", image=images(1), caption=[["a", "list"]])
+    with pytest.raises(DataError, match=r"4\.parquet: column caption is list, and .* in .*0\.parq"):
+        open_path(tmp_path)
+
+
+def test_captions_that_are_objects_name_their_fields(tmp_path):
+    captions = [{"en": "a dog", "de": "ein Hund"}, {"en": None, "de": "eine Katze"}]
+    lists = [[{"raw": "one"}, {"raw": "two"}], []]
+    path = write_parquet(tmp_path / "x.parquet", image=images(2), caption=captions, many=lists)
+    with pytest.raises(DataError, match=r"one of its fields: caption\.en, caption\.de"):
+        open_path(path)
+    with pytest.raises(DataError, match=r"no field .fr.; .* caption\.en, capt"):
+        open_path(path, caption="caption.fr")
+    with pytest.raises(DataError, match=r"one of its fields: many\.raw"):
+        open_path(path, caption="many")
+    reader = open_path(path, caption="caption.en")
+    assert list(reader.captions()) == ["a dog"]
+    assert reader.dropped == {"no caption": 1}
+    assert list(open_path(path, caption="caption.en,caption.de").captions()) == [
+        *("a dog", "eine Katze")
+    ]
+    pair = open_path(path, caption="many.raw")[0]
+    assert [pair.caption, *pair.others] == ["one", "two"]
+
+
+def test_values_that_are_no_captions_are_dropped(tmp_path):
+    numbers = write_parquet(tmp_path / "n.parquet", image=images(3), caption=[1.5, None, 2.0])
+    reader = open_path(numbers)
+    assert list(reader.captions()) == ["1.5", "2.0"]
+    assert reader.understood.notes == ["caption holds numbers alone"]
+    lists = write_parquet(
+        tmp_path / "l.parquet", image=images(3), caption=["['a', 'b']", "['c']", "d"]
+    )
+    reader = open_path(lists)
+    assert [reader[0].caption, *reader[0].others] == ["a", "b"]
+    assert reader.understood.notes == ["2 cells hold a list in quotes, read as several captions"]
+    flags = write_parquet(tmp_path / "f.parquet", image=images(2), caption=[True, False])
+    with pytest.raises(DataError, match="no usable row: 2 with no caption"):
+        open_path(flags)
+
+
+def test_titles_of_articles_give_way_to_descriptions(tmp_path):
+    path = write_parquet(
+        tmp_path / "x.parquet", image=images(2), title=["SKU1", "SKU2"], description=["a b", "c d"]
+    )
+    reader = open_path(path)
+    assert list(reader.captions()) == ["a b", "c d"]
+    assert reader.understood.also == ["title"]
+
+
+def test_parquet_is_known_by_its_first_bytes(tmp_path):
+    good = write_parquet(tmp_path / "x.parquet", image=images(2), caption=["a", "b"])
+    for name in ("x.csv", "x.json", "x.txt"):
+        (tmp_path / name).write_bytes(good.read_bytes())
+        assert list(open_path(tmp_path / name).captions()) == ["a", "b"]
+    table = tmp_path / "y.parquet"
+    table.write_text("image,caption\na.jpg,a dog on the hill\n")
+    with pytest.raises(DataError, match=r"y\.parquet: .*it is text; call a table \.csv"):
+        open_path(table)
+    table.write_bytes(b"PK\x03\x04" + bytes(600))
+    with pytest.raises(DataError, match="it is a zip archive or an Excel workbook"):
+        open_path(table)

@@ -270,8 +270,12 @@ def test_an_error_names_some_of_very_many_columns(tmp_path: Path, name: str, con
         ("t.json", b"<!DOCTYPE html><html>", "a page of a web site"),
         ("t.csv", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         ("t.json", b"image,caption\na.jpg,x\n", "no JSON: it begins with 'image,caption'"),
-        ("t.jsonl", b'{"image": "a.jpg", "caption": {"en": "a", "de": "b"}}\n', "caption.en, capt"),
-        ("t.json", b'[{"image": "a", "text": [{"raw": "x"}]}]', "one of their fields: text.raw"),
+        (
+            "t.jsonl",
+            b'{"image": "a.jpg", "caption": {"en": "a", "de": "b"}}\n',
+            r"caption\.en, capt",
+        ),
+        ("t.json", b'[{"image": "a", "text": [{"raw": "x"}]}]', r"one of its fields: text\.raw"),
     ],
 )
 def test_other_files_called_tables_are_refused_by_what_they_are(
