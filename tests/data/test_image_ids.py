@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from command_line import Run
 from sample_files import encoded, photo
 
 from clipkit.config.schema import SourceConfig
@@ -125,3 +126,14 @@ def test_texts_without_images_are_all_different(tmp_path: Path) -> None:
     source = SourceConfig(path=str(tmp_path / "x.txt"), image="none")
     ids = open_source(source, progress=False).image_ids()
     np.testing.assert_array_equal(ids, [0, 1, 2])
+
+
+def test_train_refuses_a_holdout_of_one_image(clipkit: Run, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"output: {tmp_path}/run\ntrain: {{batch_size: 4, steps: 1}}\n")
+    source = make("tar", tmp_path / "in", [0] * 9)
+    told = [f"data.train={source}", "data.holdout=0.2", "--dry-run"]
+    done = clipkit("train", config, *told)
+    assert done.returncode == 3
+    assert "one image alone cannot be split by data.holdout" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -13,7 +13,7 @@ from file_server import Server
 from sample_files import encoded, pair_members, write_shards, write_tar
 
 from clipkit.config.schema import Config, DataConfig, PreprocessConfig, SourceConfig
-from clipkit.data import SampleError, build_train_loader, open_source, remote
+from clipkit.data import SampleError, build_train_loader, hold_back, open_source, remote
 from clipkit.data.loader import build_order
 from clipkit.data.tokenize import train_tokenizer
 from clipkit.errors import ConfigError, DataError
@@ -296,3 +296,18 @@ def test_an_index_beside_a_remote_shard_is_used(tmp_path: Path, server: Server) 
     assert not reader.access.whole_shards
     assert reader[6].image == local[6].image
     assert server.sent["/train-001.tar"] < (tmp_path / "train-001.tar").stat().st_size / 2
+
+
+def test_holdout_of_remote_shards_needs_their_indexes(tmp_path: Path, server: Server) -> None:
+    write_shards(tmp_path, [6, 6])
+    sizes_json(tmp_path, [6, 6])
+    source = SourceConfig(path=f"{server.url}/train-{{000..001}}.tar")
+    with pytest.raises(DataError, match="Set count of the source to index"):
+        hold_back(open_source(source, progress=False), 0.25)
+    source.count = "index"
+    kept, back = hold_back(open_source(source, progress=False), 0.25)
+    assert (len(kept), len(back)) == (9, 3)
+    open_source(SourceConfig(path=str(tmp_path / "train-*.tar")), progress=False)
+    source.count = "sizes"  # the indexes lie beside the shards now
+    _, again = hold_back(open_source(source, progress=False), 0.25)
+    assert [again[row].key for row in range(3)] == [back[row].key for row in range(3)]
