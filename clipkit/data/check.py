@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from clipkit.config.schema import DataConfig, SourceConfig
-from clipkit.data.decode import decode_image
+from clipkit.data.decode import DEPTH, decode_image
 from clipkit.data.formats import format_of
 from clipkit.data.reader import NONE, Reader, SampleError
 from clipkit.data.tokenize import clean_caption
@@ -245,7 +245,9 @@ class _Parts(Dataset["_Part | DataError"]):
             texts.append(captions)
             images.append(pair.image or b"")
             if image:
-                formats[image_kind(images[-1])[0]] += 1
+                bits = image.info.get(DEPTH, 16)
+                of_16 = f" ({bits} of 16 bits)" if bits < 16 else ""
+                formats[image_kind(images[-1])[0] + of_16] += 1
         flat = [text for captions in texts for text in captions]
         of_images = _hashes(images)
         of_samples = [

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from clipkit.data.depth import DepthError, depth_of, to_8_bits
 from clipkit.data.formats import format_of, jpeg_xl_size, pillow_formats
 from clipkit.data.jpeg import decode_jpeg
 from clipkit.data.reader import MAX_IMAGE_BYTES, SampleError
 
+DEPTH = "bits of the file's pixels"
 _JPEG = b"\xff\xd8\xff"
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # of a TIFF
 # A scan of some ten bytes takes as long as all of the pixels do, and a file has room for
@@ -114,26 +116,32 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An open image in RGB by the one policy: EXIF rotation applied, 16 bits scaled to 8,
-    CMYK, grey and palette converted, transparency laid on white, the first frame only.
+    """An open image in RGB by the one policy: EXIF rotation applied, 10 to 16 bits scaled to 8
+    (see depth.py), CMYK, grey and palette converted, transparency laid on white, the first frame
+    only. ``info[DEPTH]`` has the bits, where these were more than 8.
 
     Raises:
         ImageError: its pixels cannot be read, or have no meaning as colours.
     """
+    bits = None
     try:
+        depth = depth_of(image)
         # First of all: pixels loaded later could turn a TIFF by themselves.
         image.load()
         orientation = _orientation(image)
+        if depth is not None:
+            image, bits = to_8_bits(image, depth)
         rgb = _convert(image)
-    except ImageError:
-        raise
+    except DepthError as error:
+        raise ImageError(str(error)) from None
     except Exception as error:
         raise ImageError(_reason_not_loaded(error)) from error
-    if orientation not in _ORIENTATIONS:
-        return rgb
-    upright = rgb.transpose(_ORIENTATIONS[orientation])
-    upright.info = {}  # it carries the EXIF data on, and would be turned again next time
-    return upright
+    if orientation in _ORIENTATIONS:
+        rgb = rgb.transpose(_ORIENTATIONS[orientation])
+        rgb.info = {}  # it carries the EXIF data on, and would be turned again next time
+    if bits is not None:
+        rgb.info[DEPTH] = bits
+    return rgb
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -193,19 +201,10 @@ def _has_too_many_scans(data: bytes) -> bool:
 def _load(image: Image.Image, at_least: int | None) -> Image.Image:
     if at_least is not None and image.format in ("JPEG", "MPO"):  # others may hold a thumbnail
         image.draft(None, (at_least, at_least))
-    try:
-        image.load()
-    except Exception as error:
-        raise ImageError(_reason_not_loaded(error)) from error
     return to_rgb(image)
 
 
 def _convert(image: Image.Image) -> Image.Image:
-    mode = image.mode
-    if mode.startswith("I"):
-        image = _by_bands(image, _scale_16_bit)
-    elif mode == "F":
-        raise ImageError("floating-point pixels")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _by_bands(image, _on_white)
     if image.mode != "RGB":
@@ -232,18 +231,6 @@ def _on_white(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")
-
-
-def _scale_16_bit(image: Image.Image) -> Image.Image:
-    # Pillow clips at 255 instead, which turns a 16-bit photograph white.
-    pixels = np.asarray(image)
-    if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
-        raise ImageError("32-bit pixels")
-    scaled = Image.fromarray(((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        scaled.putalpha(Image.fromarray(np.where(pixels == transparent, 0, 255).astype(np.uint8)))
-    return scaled
 
 
 def _orientation(image: Image.Image) -> int | None:

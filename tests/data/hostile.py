@@ -301,8 +301,8 @@ def _refused() -> Iterator[Case]:
             "pickle.png": b"\x80\x04\x95\x0b\0\0\0\0\0\0\0\x8c\x02os\x94",
             "answer.png": b'{"error": "rate limit exceeded"}',
         },
-        "floating-point pixels": {
-            "depth.tif": encoded(Image.fromarray(np.zeros((8, 8), dtype=np.float32)), "TIFF"),
+        "floating-point pixels not from 0 to 1": {
+            "metres.tif": encoded(Image.fromarray(np.full((8, 8), 3.5, dtype=np.float32)), "TIFF"),
         },
         "32-bit pixels": {
             "labels.tif": encoded(Image.fromarray(np.full((8, 8), 70_000, dtype=np.int32)), "TIFF"),

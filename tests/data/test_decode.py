@@ -25,9 +25,9 @@ def test_the_cap_counts_pixels_exactly():
         decode_image(data, max_pixels=4999)
 
 
-def test_floating_and_32_bit_pixels_are_refused():
+def test_floating_pixels_beyond_1_and_32_bit_pixels_are_refused():
     with pytest.raises(ImageError, match="floating-point"):
-        to_rgb(Image.fromarray(np.zeros((2, 2), dtype=np.float32)))
+        to_rgb(Image.fromarray(np.full((2, 2), 1.5, dtype=np.float32)))
     with pytest.raises(ImageError, match="32-bit"):
         to_rgb(Image.fromarray(np.full((2, 2), 70_000, dtype=np.int32)))
 
