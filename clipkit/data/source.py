@@ -17,6 +17,7 @@ from clipkit.data.parquet import open_parquet
 from clipkit.data.reader import IMAGE_EXTENSIONS, NONE, Reader
 from clipkit.data.table import EXTENSIONS as TABLE_EXTENSIONS
 from clipkit.data.table import TableReader
+from clipkit.data.tar import refuse_compressed
 from clipkit.data.webdataset import TarReader
 from clipkit.errors import DataError
 
@@ -81,9 +82,8 @@ def _open_files(source: SourceConfig, paths: list[str], progress: bool, estimate
     if source.format == "auto" and (len(kinds) > 1 or wanted is None):
         raise DataError(f"{source.path}: {_found(paths)}; understood are {_UNDERSTOOD}.")
     if wanted == "webdataset":
-        compressed = [path for path in paths if extension(path) in ("gz", "tgz", "bz2", "xz")]
-        if compressed:
-            raise DataError(f"{compressed[0]}: compressed tars cannot be read; unpack it to .tar.")
+        for path in paths:
+            refuse_compressed(path)
         return TarReader(source, paths, progress=progress, estimate=estimate)
     if wanted == "parquet":
         return open_parquet(source, paths, progress=progress)

@@ -11,6 +11,7 @@ sparse files are passed over and counted.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -42,6 +43,8 @@ _COMPRESSED = (
     (b"\xfd7zXZ\0", "xz", "unxz -c"),
     (b"\x28\xb5\x2f\xfd", "zstd", "unzstd -c"),
 )
+_BY_NAME = {"gz": "gunzip -c", "tgz": "gunzip -c", "bz2": "bunzip2 -c", "xz": "unxz -c"}
+_ENDING = re.compile(r"(\.tar)?(\.(gz|tgz|bz2|xz|zst))?$", re.I)
 
 
 @dataclass(slots=True)
@@ -84,23 +87,29 @@ class _Entry(NamedTuple):
     part: int
 
 
-def refuse_compressed(path: str, start: bytes) -> None:
-    """Refuses a compressed file, whatever it is called: its members cannot be read one by one.
+def refuse_compressed(path: str, start: bytes | None = None) -> None:
+    """Refuses a compressed tar: its samples cannot be read in any order.
 
     Args:
         path: of the file.
-        start: its first bytes, six or more.
+        start: its first bytes, six or more; None: its name says whether it is compressed.
 
     Raises:
-        DataError: it is compressed; the command that unpacks it is named.
+        DataError: it is; the command that unpacks it is named.
     """
+    name = path.replace("\\", "/").rsplit("/", 1)[-1]
+    plain = f"{_ENDING.sub('', name)}-plain.tar"
+    if start is None:
+        if command := _BY_NAME.get(name.rsplit(".", 1)[-1].lower()):
+            raise DataError(
+                f"{path}: compressed tars cannot be read; unpack it: {command} {name} > {plain}"
+            )
+        return
     for magic, kind, command in _COMPRESSED:
         if start.startswith(magic):
-            name = path.replace("\\", "/").rsplit("/", 1)[-1]
-            stem = name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
             raise DataError(
-                f"{path}: is compressed with {kind}, and samples are read from any place of a tar, "
-                f"so it must be a plain one: {command} {name} > {stem}-plain.tar"
+                f"{path}: is compressed with {kind}, whatever its name says, and compressed tars "
+                f"cannot be read; unpack it: {command} {name} > {plain}"
             )
 
 

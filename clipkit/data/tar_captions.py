@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,10 +13,9 @@ from clipkit.data import files, reader
 from clipkit.data.index import Arrays
 from clipkit.data.packed_fields import PackedFields, unpack_fields
 from clipkit.data.reader import SampleError
-from clipkit.data.tar_index import Places, find_members
+from clipkit.data.tar_index import FIELDS, Places, find_members, parse_fields
 from clipkit.errors import DataError
 
-FIELDS = "json"
 CLASS, _ARRAY = "cls", "npy"
 _PROBED = 20  # records in which the usual fields are looked for
 
@@ -162,15 +160,6 @@ class TarCaptions:
                 f"{path}: its .cls members hold numbers ({int(content)}, for one); set "
                 "class_names of the source to a file with the name of a class in each line."
             )
-
-
-def parse_fields(raw: bytes | None) -> dict[str, Any]:
-    """The fields of a ``.json`` member; none where it is broken, which costs no more."""
-    try:
-        fields = json.loads(reader.decode_text(raw)) if raw else None
-    except (ValueError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
 
 
 def _usual_field(path: str, fields: Places, source: SourceConfig) -> str | None:

@@ -5,20 +5,23 @@ The index does not depend on what a run wants of the samples.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data import files
+from clipkit.config.schema import SourceConfig
+from clipkit.data import files, reader
 from clipkit.data.index import Advance, Arrays, open_index, pack_json, pack_texts, unpack_json
 from clipkit.data.tar import TarListing, list_tar, refuse_compressed
 from clipkit.data.tar_samples import Samples, group_members
 
-KIND = "tar 3"
+KIND = "tar 4"
+FIELDS = "json"
 _FIRST_DOT = "first dot "  # before the names of a second set of arrays
 
 
@@ -52,16 +55,18 @@ def index_tar(path: str, stat: files.FileStat, advance: Advance) -> Arrays:
     refuse_compressed(path, files.read(path, 0, 8))
     listing = list_tar(lambda offset, size: files.read(path, offset, size), stat.size, advance)
     samples = group_members(listing)
+    texts = {} if files.is_url(path) else _fields_with_text(path, listing, samples)
     unused = listing.passed + samples.unnamed
     arrays = {
         "damage": pack_json(listing.damage),
         "lost": np.array(listing.lost),
         "unused": pack_json(dict(unused)),
         "parts": np.array(listing.parts[-1] + 1 if listing.parts else 0),
-        **_arrays_of(samples, listing),
+        "fields": pack_json(reader.CAPTION_COLUMNS),
+        **_arrays_of(samples, listing, texts),
     }
     if samples.dotted:
-        first_dot = _arrays_of(group_members(listing, dotted=False), listing)
+        first_dot = _arrays_of(group_members(listing, dotted=False), listing, {})
         arrays |= {_FIRST_DOT + name: array for name, array in first_dot.items()}
     return arrays
 
@@ -104,9 +109,49 @@ def find_members(arrays: Arrays, wanted: Sequence[str]) -> Places:
     return Places(offset, size, checksum)
 
 
-def _arrays_of(samples: Samples, listing: TarListing) -> Arrays:
+def lacks_field(arrays: Arrays, name: str) -> NDArray[np.bool_]:
+    """(S,) whether the ``.json`` of a sample is known to have no text under one of the usual names
+    of captions."""
+    usual: list[str] = unpack_json(arrays["fields"])
+    lacks = np.zeros(len(arrays["key_ends"]), dtype=bool)
+    if name in usual:
+        known = arrays["texts"] >= 0
+        without = known & (arrays["texts"] >> usual.index(name) & 1 == 0)
+        lacks[arrays["sample"][without]] = True
+    return lacks
+
+
+def _fields_with_text(path: str, listing: TarListing, samples: Samples) -> dict[int, int]:
+    """Number of each ``.json`` member → a bit for each of the usual names of captions: whether a
+    text stands there."""
+    found = {}
+    source = SourceConfig()
+    for members in samples.samples:
+        for member in members:
+            _, offset, size = listing.members[member.number]
+            if member.extension == FIELDS and size <= reader.MAX_CAPTION_BYTES:
+                record = parse_fields(files.read(path, offset, size))
+                bits = 0
+                for bit, name in enumerate(reader.CAPTION_COLUMNS):
+                    value = reader.field_of(record, name) if record else None
+                    texts = [] if value is None else reader.caption_texts([value], source)
+                    bits |= any(text.strip() for text in texts) << bit
+                found[member.number] = bits
+    return found
+
+
+def parse_fields(raw: bytes | None) -> dict[str, Any]:
+    """The fields of a ``.json`` member; none where it is broken, which costs no more."""
+    try:
+        fields = json.loads(reader.decode_text(raw)) if raw else None
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _arrays_of(samples: Samples, listing: TarListing, texts: dict[int, int]) -> Arrays:
     extensions: dict[str, int] = {}
-    rows: list[tuple[int, int, int, int, int]] = []
+    rows: list[tuple[int, int, int, int, int, int]] = []
     for sample, members in enumerate(samples.samples):
         for member in members:
             extension = extensions.setdefault(member.extension, len(extensions))
@@ -114,8 +159,9 @@ def _arrays_of(samples: Samples, listing: TarListing) -> Arrays:
             checksum = listing.checksums[member.number]
             if listing.blank[member.number]:
                 size = checksum = 0
-            rows.append((sample, extension, offset, size, checksum))
-    table = np.array(rows, dtype=np.int64).reshape(-1, 5)
+            text = texts.get(member.number, -1)
+            rows.append((sample, extension, offset, size, checksum, text))
+    table = np.array(rows, dtype=np.int64).reshape(-1, 6)
     keys, ends = pack_texts(members[0].key for members in samples.samples)
     return {
         "keys": keys,
@@ -126,6 +172,7 @@ def _arrays_of(samples: Samples, listing: TarListing) -> Arrays:
         "offset": table[:, 2],
         "size": table[:, 3],
         "checksum": table[:, 4],
+        "texts": table[:, 5].astype(np.int32),
         **{name: np.array(getattr(samples, name)) for name in _COUNTS},
     }
 

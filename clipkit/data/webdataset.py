@@ -42,8 +42,9 @@ from clipkit.data.index import (
 )
 from clipkit.data.packed_fields import PackedFields
 from clipkit.data.reader import TURN, Access, SampleError
-from clipkit.data.tar_captions import CLASS, FIELDS, TarCaptions
+from clipkit.data.tar_captions import CLASS, TarCaptions
 from clipkit.data.tar_index import (
+    FIELDS,
     KIND,
     Places,
     count_extensions,
@@ -51,6 +52,7 @@ from clipkit.data.tar_index import (
     find_members,
     index_tar,
     keys_to_first_dot,
+    lacks_field,
 )
 from clipkit.data.tar_samples import UNCLEAR
 from clipkit.data.understood import Understood
@@ -303,7 +305,13 @@ class TarReader:
                 drop(image.size > reader.MAX_IMAGE_BYTES, "image file too large")
             if captions and not (isinstance(self.source, LabelSource) and self.source.unlabelled):
                 drop(np.all([each.offset < 0 for each in captions], axis=0), "no caption")
-                drop(np.all([each.size == 0 for each in captions], axis=0), "empty caption")
+                empty = [
+                    (each.size == 0) | lacks_field(arrays, wanted.field)
+                    if wanted.field
+                    else each.size == 0
+                    for wanted, each in zip(self._captions.wanted, captions, strict=True)
+                ]
+                drop(np.all(empty, axis=0), "empty caption")
             if unclear := int(arrays["unclear"]):
                 dropped[UNCLEAR] += unclear
         rows = np.flatnonzero(usable)

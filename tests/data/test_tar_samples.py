@@ -204,7 +204,8 @@ def test_one_text_beside_many_fields_is_not_the_caption(tmp_path: Path) -> None:
         fields = b'{"caption": "%d"}' % number if number > 1 else b'{"caption": null}'
         members += [(f"{number}.jpg", image(number)), (f"{number}.json", fields)]
     reader = opened(write_tar(tmp_path / "x.tar", members))
-    assert shown(reader)[1:] == right(2, 3, 4, 5)
+    assert shown(reader) == right(2, 3, 4, 5)
+    assert reader.dropped == {"no caption": 1, "empty caption": 1}
     assert reader.understood.captions == "members json.caption"
     assert list(reader.understood.also) == [".txt"]
 
