@@ -105,6 +105,15 @@ class StoreIndex:
     def __len__(self) -> int:
         return len(self._index)
 
+    def locate(self, row: int) -> tuple[int, int]:
+        """Which store a row is in, counted through all of them, and its row there."""
+        which, within = self._index.locate(np.array([row]))
+        return int(which[0]), int(within[0])
+
+    def numbers(self, of_store: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(n,) rows of stores → (n,) rows counted through all stores, as ``like`` takes them."""
+        return np.asarray(self._index.starts[of_store] + rows)
+
     def count_items(self) -> int:
         """How many items are compared for near-duplicates: images, or captions."""
         firsts = self._images.first_rows(None) if self.kind == "image" else None
@@ -271,9 +280,10 @@ class StoreIndex:
 
     def _mask(self, where: str | Sequence[str]) -> np.ndarray | None:
         masks = []
+        others = sorted({name for store in self.stores for name in store.schema.names})
         for store in self.stores:
             try:
-                mask = rows_where(store, where)
+                mask = rows_where(store, where, others)
             except ConfigError as error:
                 if len(self.stores) == 1:
                     raise

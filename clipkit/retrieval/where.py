@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, DecimalException
 from math import floor
@@ -78,12 +78,16 @@ class _Condition:
     value: str
 
 
-def rows_where(store: EmbeddingStore, where: str | Sequence[str]) -> np.ndarray | None:
+def rows_where(
+    store: EmbeddingStore, where: str | Sequence[str], others: Collection[str] = ()
+) -> np.ndarray | None:
     """Which rows meet conditions.
 
     Args:
         store: whose columns are looked at.
         where: one condition, or several that must all be met.
+        others: columns of stores that are searched together with this one: in a store without
+            the column all its values are missing.
 
     Returns:
         (N,) bool; None where there are no conditions.
@@ -93,9 +97,15 @@ def rows_where(store: EmbeddingStore, where: str | Sequence[str]) -> np.ndarray 
             the column cannot have.
     """
     texts = [where] if isinstance(where, str) else where
-    conditions = [_read(store.schema, text) for text in texts]
+    names = [*store.schema.names, *(name for name in others if name not in store.schema.names)]
+    conditions = [_read(names, text) for text in texts]
     if not conditions:
         return None
+    if any(each.column not in store.schema.names and each.op != "!=" for each in conditions):
+        return np.zeros(len(store), dtype=bool)
+    conditions = [each for each in conditions if each.column in store.schema.names]
+    if not conditions:
+        return np.ones(len(store), dtype=bool)
     parts = []
     for table in _tables(store, sorted({condition.column for condition in conditions})):
         mask = np.ones(len(table), dtype=bool)
@@ -105,7 +115,7 @@ def rows_where(store: EmbeddingStore, where: str | Sequence[str]) -> np.ndarray 
     return np.concatenate([np.zeros(0, dtype=bool), *parts])
 
 
-def _read(schema: pa.Schema, text: str) -> _Condition:
+def _read(names: Sequence[str], text: str) -> _Condition:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -120,9 +130,9 @@ def _read(schema: pa.Schema, text: str) -> _Condition:
     quoted, name = match["quoted"], match["plain"]
     if quoted is not None:
         name = quoted.replace('""', '"')
-    if name not in schema.names:
-        near = difflib.get_close_matches(name, schema.names, 1)
-        there = [_as_written(each) for each in near or schema.names]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        there = [_as_written(each) for each in near or names]
         hint = f"Did you mean {there[0]}?" if near else f"There are {', '.join(there)}."
         raise ConfigError(f"where: {name}: no such column. {hint}")
     return _Condition(text, name, match["op"], match["value"])

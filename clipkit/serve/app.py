@@ -24,13 +24,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from clipkit.errors import CheckpointError, ClipkitError
-from clipkit.serve.engine import Engine
-from clipkit.serve.facts import hit_json, store_facts
+from clipkit.serve.engine import Engine, Found, Updated, Wanted
+from clipkit.serve.facts import hit_json
 from clipkit.serve.guard import Guard, error_response, host_names, is_loopback
 from clipkit.serve.limits import Limits
 from clipkit.serve.openapi import describe
 from clipkit.serve.parameters import Refused, only_known, read_search, whole_number
-from clipkit.serve.pictures import NoPicture, Pictures
+from clipkit.serve.pictures import NoPicture
 
 _STATIC = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -44,31 +44,56 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def build_app(
-    engine: Engine, pictures: Pictures, *, host: str, token: str | None, limits: Limits
+    engine: Engine, *, host: str, token: str | None, limits: Limits, rows: bool = False
 ) -> ASGIApp:
     """All of the server but its sockets.
 
     Args:
         engine: answers searches.
-        pictures: shows rows.
         host: the address that is listened at, which the Host header is compared with.
         token: what clients must show; none: nothing.
         limits: what they may ask for.
+        rows: whether each row is a hit where a search does not say.
     """
-    facts = store_facts(engine.index.store, kind=engine.index.kind, fault=pictures.fault)
     description = describe(limits)
+    stores = engine.stores
+
+    async def take_over() -> None:
+        """An update that is finished is served from here on."""
+        if stores.has_changed():
+            await asyncio.to_thread(stores.refresh)
+
+    async def found_by(wanted: Wanted) -> Found:
+        await take_over()
+        before = stores.current
+        try:
+            return await engine.search(wanted)
+        except CheckpointError:
+            # Perhaps an update removed the files that were just searched.
+            await take_over()
+            if stores.current is before:
+                raise
+            return await engine.search(wanted)
 
     async def store(request: Request) -> Response:
         only_known(request, ())
-        return JSONResponse(facts)
+        await take_over()
+        return JSONResponse(stores.current.facts)
 
     async def search(request: Request) -> Response:
-        wanted = await read_search(request, limits)
+        wanted = await read_search(request, limits, rows=rows)
         begin = time.perf_counter()
-        hits = await engine.search(wanted)
+        try:
+            found = await found_by(wanted)
+        except Updated as error:
+            raise Refused(409, str(error)) from error
         took = round((time.perf_counter() - begin) * 1e3, 1)
-        found = [hit_json(hit, facts["id"]) for hit in hits]
-        return JSONResponse({"hits": found, "took_ms": took})
+        state = found.served.facts["id"]
+        hits = [
+            hit_json(hit, number, state)
+            for hit, number in zip(found.hits, found.numbers, strict=True)
+        ]
+        return JSONResponse({"hits": hits, "store": state, "took_ms": took})
 
     async def picture(request: Request) -> Response:
         only_known(request, ("size", "v"))
@@ -76,8 +101,12 @@ def build_app(
         edge = _EDGES.get(request.query_params.get("size", "small"))
         if edge is None:
             raise Refused(400, f"size: one of {', '.join(_EDGES)}")
+        await take_over()
+        served = stores.current
+        if request.query_params.get("v", served.facts["id"]) != served.facts["id"]:
+            raise Refused(404, "the store has been updated since; search again")
         try:
-            data = await pictures.get(row, edge)
+            data = await served.pictures.get(row, edge)
         except NoPicture as error:
             raise Refused(404, str(error)) from error
         # v changes with the store, so that what is kept under it stays right.

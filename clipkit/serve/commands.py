@@ -13,9 +13,18 @@ _DEMO = "runs/emoji/store"  # what scripts/demo.sh leaves
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``clipkit serve``."""
     parser.add_argument(
-        "store", nargs="?", help=f"the folder that clipkit embed wrote (default: {_DEMO})"
+        "stores",
+        nargs="*",
+        metavar="STORE",
+        help="the folder that clipkit embed wrote; several of one model are searched together "
+        f"(default: {_DEMO})",
     )
     parser.add_argument("--model", help="the model that made it (default: the one it names)")
+    parser.add_argument(
+        "--rows",
+        action="store_true",
+        help="each row is a hit; without it, rows of the same image file are one hit",
+    )
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -30,7 +39,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOKEN",
         help="what visitors must show; or CLIPKIT_TOKEN, which other users cannot see",
     )
-    parser.set_defaults(run=run_serve)
+    parser.set_defaults(run=run_serve, rest="stores")
 
 
 def run_serve(args: argparse.Namespace) -> int:
@@ -50,19 +59,20 @@ def run_serve(args: argparse.Namespace) -> int:
             f"serve: {error.name} is not installed; pip install 'clipkit-pretraining[serve]'"
         ) from error
 
-    folder = args.store or _DEMO
-    if args.store is None and not Path(folder).is_dir():
+    folders = args.stores or [_DEMO]
+    if not args.stores and not Path(_DEMO).is_dir():
         raise ConfigError(
-            f"serve: which store? There is no {folder} here, which bash scripts/demo.sh makes; "
+            f"serve: which store? There is no {_DEMO} here, which bash scripts/demo.sh makes; "
             "name the folder that clipkit embed wrote"
         )
 
     def say(url: str) -> None:
-        print(f"{folder} is at {url} (Ctrl-C stops)", flush=True)
+        print(f"{' + '.join(folders)} is at {url} (Ctrl-C stops)", flush=True)
 
     Server(
-        folder,
+        folders,
         model=args.model,
+        rows=args.rows,
         host=args.host,
         port=args.port,
         token=args.token or os.environ.get("CLIPKIT_TOKEN") or None,

@@ -18,10 +18,11 @@ import numpy as np
 from clipkit.errors import ClipkitError
 from clipkit.inputs import open_image
 from clipkit.retrieval.query import SearchQuery
-from clipkit.retrieval.result import Hit
+from clipkit.retrieval.result import Hit, SearchResult
 from clipkit.retrieval.search import StoreIndex
 from clipkit.serve.cache import RecentlyUsed
 from clipkit.serve.limits import Limits
+from clipkit.serve.stores import Served, ServedStores
 
 _TOGETHER = 32  # texts that are embedded at once
 
@@ -33,10 +34,12 @@ class Wanted:
     Attributes:
         text: in words.
         negative: what it should not be, in words.
-        like: a row of the store.
+        like: a row, counted through all stores.
         picture: an image file's bytes.
         where: conditions, see :mod:`clipkit.retrieval.where`.
         k: results.
+        rows: whether each row is a hit; else one of each image is.
+        state: the ``id`` of the stores that ``like`` is a row of; None: as they are now.
     """
 
     text: str | None = None
@@ -45,6 +48,8 @@ class Wanted:
     picture: bytes | None = None
     where: tuple[str, ...] = ()
     k: int = 24
+    rows: bool = False
+    state: str | None = None
 
     @property
     def is_text_alone(self) -> bool:
@@ -52,40 +57,62 @@ class Wanted:
         return self.text is not None and (self.negative, self.like, self.picture) == (None,) * 3
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one search finds.
+
+    Attributes:
+        served: the stores in the state that was searched.
+        hits: the best first.
+        numbers: their rows, counted through all stores.
+    """
+
+    served: Served
+    hits: list[Hit]
+    numbers: list[int]
+
+
+class Updated(ClipkitError):
+    """A row is asked for of what the stores were before an update."""
+
+
 @dataclass(slots=True)
 class _Job:
     wanted: Wanted
-    future: Future[list[Hit]] = field(default_factory=Future)
+    future: Future[Found] = field(default_factory=Future)
 
 
 class Engine:
     """Answers searches from any number of clients.
 
     Args:
-        index: where to look; its model is loaded here, if it is not yet.
+        stores: where to look.
         limits: how many vectors are kept, and how large pictures may be.
 
-    Raises:
-        CheckpointError: the model is missing, or is not the one that made the store.
-
     Attributes:
-        index: where it looks.
+        stores: where it looks.
         model: held while the model computes.
     """
 
-    def __init__(self, index: StoreIndex, limits: Limits) -> None:
-        self.index, self.model = index, threading.Lock()
-        self._encoder = index.encoder
+    def __init__(self, stores: ServedStores, limits: Limits) -> None:
+        self.stores, self.model = stores, threading.Lock()
+        self._encoder = stores.encoder
         self._limits = limits
         self._embeds: RecentlyUsed[str, np.ndarray] = RecentlyUsed(limits.embeds)
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._uploads = ThreadPoolExecutor(1, "uploads")
         threading.Thread(target=self._work, name="searches", daemon=True).start()
 
-    async def search(self, wanted: Wanted) -> list[Hit]:
+    @property
+    def index(self) -> StoreIndex:
+        """Where it looks now."""
+        return self.stores.current.index
+
+    async def search(self, wanted: Wanted) -> Found:
         """The hits of one query, the best first.
 
         Raises:
+            Updated: ``like`` is a row of what the stores were before.
             ClipkitError: what is wanted makes no sense; the text says why.
             CheckpointError: the store is damaged.
         """
@@ -96,12 +123,15 @@ class Engine:
         self._jobs.put(job)
         return await asyncio.wrap_future(job.future)
 
-    def _search_picture(self, wanted: Wanted) -> list[Hit]:
+    def _search_picture(self, wanted: Wanted) -> Found:
         assert wanted.picture is not None
         image = open_image(wanted.picture, where="picture", max_pixels=self._limits.pixels)
         return self._search_one(wanted, image)
 
-    def _search_one(self, wanted: Wanted, image: object = None) -> list[Hit]:
+    def _search_one(self, wanted: Wanted, image: object = None) -> Found:
+        served = self.stores.current
+        if wanted.like is not None and wanted.state not in (None, served.facts["id"]):
+            raise Updated("the store has been updated since; search again")
         query = SearchQuery(
             wanted.text,
             image,  # type: ignore[arg-type]
@@ -109,7 +139,10 @@ class Engine:
             () if wanted.negative is None else wanted.negative,
         )
         with self.model:
-            return list(self.index.search_many([query], where=wanted.where, k=wanted.k)[0])
+            results = served.index.search_many(
+                [query], where=wanted.where, k=wanted.k, rows=wanted.rows
+            )
+        return _found(served, results[0], wanted.k)
 
     def _work(self) -> None:
         while True:
@@ -119,8 +152,8 @@ class Engine:
             # Those whose clients have gone, or have waited too long, are left out.
             jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
             texts = [job for job in jobs if job.wanted.is_text_alone]
-            for where in dict.fromkeys(job.wanted.where for job in texts):
-                self._answer([job for job in texts if job.wanted.where == where])
+            for alike in dict.fromkeys((job.wanted.where, job.wanted.rows) for job in texts):
+                self._answer([j for j in texts if (j.wanted.where, j.wanted.rows) == alike])
             for job in jobs:
                 if not job.wanted.is_text_alone:
                     self._answer([job])
@@ -139,12 +172,18 @@ class Engine:
         for job, hits in zip(jobs, found, strict=True):
             job.future.set_result(hits)
 
-    def _search_texts(self, wanted: list[Wanted]) -> list[list[Hit]]:
+    def _search_texts(self, wanted: list[Wanted]) -> list[Found]:
         query_embeds = self._embed([str(each.text) for each in wanted])
-        results = self.index.search_embeds(
-            query_embeds, k=max(each.k for each in wanted), where=wanted[0].where
+        served = self.stores.current
+        results = served.index.search_embeds(
+            query_embeds,
+            k=max(each.k for each in wanted),
+            where=wanted[0].where,
+            rows=wanted[0].rows,
         )
-        return [result[: each.k] for each, result in zip(wanted, results, strict=True)]
+        return [
+            _found(served, result, each.k) for each, result in zip(wanted, results, strict=True)
+        ]
 
     def _embed(self, texts: list[str]) -> np.ndarray:
         """(Q, D) of texts, which the caller found not to be empty."""
@@ -160,3 +199,9 @@ class Engine:
         if len(found) != len(texts):
             raise ClipkitError("the model gave fewer vectors than texts")
         return np.stack(found)
+
+
+def _found(served: Served, result: SearchResult, k: int) -> Found:
+    """The first k hits of a result."""
+    numbers = served.index.numbers(result.of_store, result.rows)
+    return Found(served, result[:k], numbers[:k].tolist())

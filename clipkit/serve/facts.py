@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 
 from clipkit.display.console import escape_control, short_path
 from clipkit.retrieval.result import Hit, plain_value
+from clipkit.retrieval.search import StoreIndex
 from clipkit.retrieval.store import EmbeddingStore
 
 _TEXT = 2_000  # characters of a caption or field that are shown
@@ -20,46 +22,58 @@ _COUNTED_ROWS = 1_000_000  # above, the table stays on disk, and values are not 
 _NOT_FOR_FILTERS = ("source_row", "offset", "image_hash")
 
 
-def store_facts(store: EmbeddingStore, *, kind: str, fault: str | None) -> dict[str, Any]:
+def store_facts(index: StoreIndex, *, fault: str | None) -> dict[str, Any]:
     """What ``/api/store`` answers.
 
     Args:
-        store: which one.
-        kind: whether its images or its texts are searched.
+        index: of one or more stores; a column is there once, whichever of them have it.
         fault: why no pictures can be shown; None where they can.
     """
+    stores, first = index.stores, index.store
+    columns: dict[str, dict[str, Any]] = {}
+    for store in stores:
+        for field in store.schema:
+            if field.name not in _NOT_FOR_FILTERS and (of := _kind(field.type)):
+                column = _column(store, field.name, of)
+                known = columns.get(field.name)
+                columns[field.name] = column if known is None else _joined(known, column)
     return {
-        "id": store_id(store),
-        "name": short_path(str(store.folder)),
-        "rows": len(store),
-        "dim": store.dim,
-        "model": short_path(str(store.manifest["model"])),
-        "searched": kind,
+        "id": store_id(stores),
+        "name": " + ".join(short_path(str(store.folder)) for store in stores),
+        "stores": [{"name": short_path(str(store.folder)), "rows": len(store)} for store in stores],
+        "rows": len(index),
+        "dim": first.dim,
+        "model": short_path(str(first.manifest["model"])),
+        "searched": index.kind,
         "fault": None if fault is None else escape_control(fault),
-        "columns": [
-            _column(store, field.name, of)
-            for field in store.schema
-            if field.name not in _NOT_FOR_FILTERS and (of := _kind(field.type))
+        "columns": [*columns.values()],
+        "examples": list(dict.fromkeys(text for store in stores for text in _examples(store)))[
+            :_EXAMPLES
         ],
-        "examples": _examples(store),
     }
 
 
-def store_id(store: EmbeddingStore) -> str:
-    """Changes with what is in the store: pictures are kept by browsers under it."""
-    facts = sorted((name, part["sha256"]) for name, part in store.manifest["parts"].items())
+def store_id(stores: Sequence[EmbeddingStore]) -> str:
+    """A name for the state of stores: browsers keep pictures under it."""
+    facts = [
+        sorted((name, part["sha256"]) for name, part in store.manifest["parts"].items())
+        for store in stores
+    ]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def hit_json(hit: Hit, store: str) -> dict[str, Any]:
+def hit_json(hit: Hit, number: int, state: str) -> dict[str, Any]:
     """A hit as ``/api/search`` answers it.
 
     Args:
         hit: what was found.
-        store: its ``store_id``.
+        number: its row, counted through all stores.
+        state: the ``store_id`` of them.
     """
     return {
-        "row": hit.row,
+        "row": number,
+        "store": short_path(hit.store),
+        "more": hit.more,
         "score": round(hit.score, 6),
         "key": _shown(hit.key),
         "caption": None if hit.caption is None else _shown(hit.caption),
@@ -69,7 +83,7 @@ def hit_json(hit: Hit, store: str) -> dict[str, Any]:
             for name, value in hit.metadata.items()
             if value is not None
         },
-        "picture": f"api/pictures/{hit.row}?v={store}",
+        "picture": f"api/pictures/{number}?v={state}",
     }
 
 
@@ -88,6 +102,22 @@ def _column(store: EmbeddingStore, name: str, kind: str) -> dict[str, Any]:
             pairs = sorted(counts.to_pylist(), key=lambda pair: -pair["counts"])
             facts["values"] = [_shown(pair["values"]) for pair in pairs if pair["values"]]
     return facts
+
+
+def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """A column that two stores have, perhaps of two kinds."""
+    if one["kind"] != other["kind"]:
+        return {"name": one["name"], "kind": "text"}
+    column = {"name": one["name"], "kind": one["kind"]}
+    if "min" in one and "min" in other:
+        for end, choose in (("min", min), ("max", max)):
+            bounds = [each[end] for each in (one, other) if each[end] is not None]
+            column[end] = choose(bounds, default=None)
+    if "values" in one and "values" in other:
+        values = list(dict.fromkeys([*one["values"], *other["values"]]))
+        if len(values) <= _FEW:
+            column["values"] = values
+    return column
 
 
 def _kind(kind: pa.DataType) -> str | None:

@@ -15,7 +15,9 @@ def describe(limits: Limits) -> dict[str, Any]:
     search = [
         _parameter("text", {**_TEXT, "maxLength": limits.text}, "what to look for, in words"),
         _parameter("negative", {**_TEXT, "maxLength": limits.text}, "what it should not be"),
-        _parameter("like", _COUNT, "a row: more like this one, which is left out"),
+        _parameter("like", _COUNT, "a row: more like this one, whose image is left out"),
+        _parameter("v", _TEXT, "the stores' id when that row was found; 409 if it is another now"),
+        _parameter("rows", {"type": "boolean"}, "each row is a hit; else one of each image is"),
         _parameter(
             "where",
             {
@@ -46,7 +48,7 @@ def describe(limits: Limits) -> dict[str, Any]:
             },
             "/api/search": {
                 "get": _operation(
-                    "Search by text, by a row, or both.", search, {"200": found}, 400
+                    "Search by text, by a row, or both.", search, {"200": found}, 400, 409
                 ),
                 "post": {
                     **_operation(
@@ -55,6 +57,7 @@ def describe(limits: Limits) -> dict[str, Any]:
                         {"200": found},
                         400,
                         408,
+                        409,
                         413,
                     ),
                     "requestBody": {
@@ -69,7 +72,9 @@ def describe(limits: Limits) -> dict[str, Any]:
                     [
                         row,
                         _parameter("size", sizes, "256 or 1,024 pixels"),
-                        _parameter("v", _TEXT, "the store's id; with it, browsers keep it"),
+                        _parameter(
+                            "v", _TEXT, "the stores' id: browsers keep it, 404 if it is another now"
+                        ),
                     ],
                     {"200": {"description": "the picture", "content": {"image/webp": {}}}},
                     400,
@@ -83,6 +88,7 @@ def describe(limits: Limits) -> dict[str, Any]:
                 "Store": _object(
                     id=_TEXT,
                     name=_TEXT,
+                    stores={"type": "array", "items": _object(name=_TEXT, rows=_COUNT)},
                     rows=_COUNT,
                     dim=_COUNT,
                     model=_TEXT,
@@ -101,9 +107,15 @@ def describe(limits: Limits) -> dict[str, Any]:
                         "max": {"type": ["number", "null"]},
                     },
                 },
-                "Found": _object(hits={"type": "array", "items": _ref("Hit")}, took_ms=_NUMBER),
+                "Found": _object(
+                    hits={"type": "array", "items": _ref("Hit")},
+                    store={"type": "string", "description": "the stores' id, which updates change"},
+                    took_ms=_NUMBER,
+                ),
                 "Hit": _object(
-                    row=_COUNT,
+                    row={**_COUNT, "description": "counted through all stores"},
+                    store={"type": "string", "description": "the store that it is in"},
+                    more={**_COUNT, "description": "further rows of the same image there"},
                     score={"type": "number", "description": "the cosine, from -1 to 1"},
                     key=_TEXT,
                     caption={"type": ["string", "null"]},
@@ -126,6 +138,7 @@ def _operation(
         403: "a page elsewhere asked",
         404: "there is no such picture",
         408: "the body came too slowly",
+        409: "the store has been updated since the row was found",
         413: "the body is too large",
         421: "the Host header names another server",
         500: "the store is damaged, or something failed here",

@@ -13,7 +13,7 @@ from clipkit.inputs import clean_text
 from clipkit.serve.engine import Wanted
 from clipkit.serve.limits import Limits
 
-SEARCH_PARAMETERS = ("text", "negative", "like", "where", "k")
+SEARCH_PARAMETERS = ("text", "negative", "like", "where", "k", "rows", "v")
 _DIGITS = 9  # of a row or number: more than any store has, and nothing that int() takes long for
 
 
@@ -29,8 +29,13 @@ class Refused(ClipkitError):
         self.status = status
 
 
-async def read_search(request: Request, limits: Limits) -> Wanted:
+async def read_search(request: Request, limits: Limits, *, rows: bool) -> Wanted:
     """What ``/api/search`` is asked for; the body of a POST is the picture.
+
+    Args:
+        request: the search.
+        limits: what it may ask for.
+        rows: whether each row is a hit where it does not say.
 
     Raises:
         ClipkitError: something is wrong; a ``Refused`` where that is not a plain 400.
@@ -48,6 +53,9 @@ async def read_search(request: Request, limits: Limits) -> Wanted:
     k = 24 if "k" not in query else whole_number(query["k"], "k")
     if not 1 <= k <= limits.k:
         raise ConfigError(f"k: {k}; 1 to {limits.k}")
+    given = query.get("rows", str(rows).lower())
+    if given not in ("true", "false"):
+        raise ConfigError(f"rows: {given[:20]!r}; give true or false")
     picture = await read_picture(request, limits) if request.method == "POST" else None
     if texts["text"] is None and like is None and picture is None:
         raise ConfigError(
@@ -60,6 +68,8 @@ async def read_search(request: Request, limits: Limits) -> Wanted:
         picture,
         tuple(where),
         k,
+        rows=given == "true",
+        state=query.get("v"),
     )
 
 

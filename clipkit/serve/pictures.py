@@ -10,7 +10,7 @@ from clipkit.data import SampleError
 from clipkit.display.page import small_webp
 from clipkit.errors import ClipkitError, DataError
 from clipkit.retrieval.page import reader_of
-from clipkit.retrieval.store import EmbeddingStore
+from clipkit.retrieval.search import StoreIndex
 from clipkit.serve.cache import RecentlyUsed
 from clipkit.serve.limits import Limits
 
@@ -20,20 +20,22 @@ class NoPicture(ClipkitError):
 
 
 class Pictures:
-    """Shows the rows of a store. A client names a row; which file is read follows from the
-    store's source alone.
+    """Shows the rows of stores. A client names a row; which file is read follows from the
+    sources of the stores alone.
 
     Args:
-        store: whose rows are shown.
+        index: the stores whose rows are shown, counted through all of them.
         limits: how many bytes are kept.
 
     Attributes:
-        fault: why no picture at all can be shown; None where they can.
+        fault: why no pictures of a store can be shown; None where all can.
     """
 
-    def __init__(self, store: EmbeddingStore, limits: Limits) -> None:
-        self._store = store
-        self._reader, self.fault = reader_of(store)
+    def __init__(self, index: StoreIndex, limits: Limits) -> None:
+        self._index = index
+        self._readers = [reader_of(store) for store in index.stores]
+        faults = dict.fromkeys(fault for _, fault in self._readers if fault)
+        self.fault = "; ".join(faults) or None
         self._kept: RecentlyUsed[tuple[int, int], bytes] = RecentlyUsed(limits.pictures_bytes, len)
         self._threads = ThreadPoolExecutor(2, "pictures")
         self._reading = threading.Lock()  # readers are made for one thread
@@ -51,14 +53,16 @@ class Pictures:
         return await loop.run_in_executor(self._threads, self._make, row, edge)
 
     def _make(self, row: int, edge: int) -> bytes:
-        if self._reader is None:
-            raise NoPicture(self.fault or "the source is gone")
-        if not 0 <= row < len(self._store):
+        if not 0 <= row < len(self._index):
             raise NoPicture(f"{row} is no row of this store")
-        source_row = self._store.items([row])["source_row"][0].as_py()
+        place, within = self._index.locate(row)
+        reader, fault = self._readers[place]
+        if reader is None:
+            raise NoPicture(fault or "the source is gone")
+        source_row = self._index.stores[place].items([within], ["source_row"])[0][0].as_py()
         try:
             with self._reading:
-                data = self._reader[source_row].image
+                data = reader[source_row].image
             if data is None:
                 raise NoPicture("there is no picture at this row")
             picture = small_webp(data, edge)

@@ -1,4 +1,4 @@
-"""A store → a running server: the socket, uvicorn, and the line that says where it is."""
+"""Stores → a running server: the socket, uvicorn, and the line that says where it is."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ import logging
 import signal
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvicorn
 
 from clipkit.errors import ConfigError
-from clipkit.retrieval.store import EmbeddingStore
+from clipkit.retrieval.store import read_manifest
 from clipkit.serve.app import build_app
 from clipkit.serve.engine import Engine
 from clipkit.serve.guard import is_loopback
 from clipkit.serve.limits import Limits
-from clipkit.serve.pictures import Pictures
 from clipkit.serve.protocol import PatientProtocol
+from clipkit.serve.stores import ServedStores
 
 _LEAST_TOKEN = 16  # characters; shorter ones can be tried through
 
 
 class Server(uvicorn.Server):
-    """Serves one store until it is told to stop (``should_exit``).
+    """Serves stores until it is told to stop (``should_exit``).
 
     Args:
-        folder: of the store.
-        model: what made it; none: the one that the store names.
+        folders: of one store, or of several that one model made.
+        model: what made them; none: the one that the first store names.
         host: the address to listen at.
         port: 0 for any free one.
         token: what clients must show; wanted at any address that others can reach.
         limits: what clients may ask for.
+        rows: whether each row is a hit where a search does not say; else one of each image is.
         on_ready: called once, with the server's address, when it answers.
 
     Raises:
@@ -47,23 +48,25 @@ class Server(uvicorn.Server):
 
     def __init__(
         self,
-        folder: str | Path,
+        folders: str | Path | Sequence[str | Path],
         *,
         model: str | None = None,
         host: str = "127.0.0.1",
         port: int = 8000,
         token: str | None = None,
         limits: Limits | None = None,
+        rows: bool = False,
         on_ready: Callable[[str], None] | None = None,
     ) -> None:
         limits = limits or Limits()
         _check_token(host, token)
-        store = EmbeddingStore(folder)
+        folders = [folders] if isinstance(folders, str | Path) else folders
+        for folder in folders:
+            read_manifest(Path(folder).expanduser())  # what is no store is said before the rest
         self._listening = _bind(host, port)
         self._on_ready = on_ready
-        self.engine = Engine(store.index(model=model), limits)
-        pictures = Pictures(store, limits)
-        app = build_app(self.engine, pictures, host=host, token=token, limits=limits)
+        self.engine = Engine(ServedStores(folders, model, limits), limits)
+        app = build_app(self.engine, host=host, token=token, limits=limits, rows=rows)
         shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
         shown = f"[{shown}]" if ":" in shown else shown
         query = f"?token={token}" if token else ""

@@ -91,8 +91,12 @@ def test_columns_of_several_stores_are_joined_and_conditions_name_the_store(
     assert [hit.metadata["n"] for hit in result] == ["0", "x"]
     assert [hit.metadata["more"] for hit in result] == [None, 0.5]
     assert result.to_pandas()["store"].tolist() == [str(first), str(second)]
-    with pytest.raises(ConfigError, match=r"a: where: more: no such column"):
-        index.search_embeds(x[:1], 2, "more>0")
+    # A column that one store lacks has no values there: they meet nothing but !=.
+    only_second = index.search_embeds(x[:1], 11, "more>0")[0]
+    assert (only_second.of_store.tolist(), only_second.rows.tolist()) == ([1], [0])
+    assert len(index.search_embeds(x[:1], 11, ("more!=0.5", "key!=x"))[0]) == 10
+    with pytest.raises(ConfigError, match=r"a: where: moer: no such column. Did you mean more"):
+        index.search_embeds(x[:1], 2, "moer>0")
 
 
 def test_approximate_indexes_of_several_stores_are_merged(

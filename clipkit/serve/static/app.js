@@ -71,6 +71,7 @@ async function run() {
   const mine = (running = new AbortController());
   const query = address();
   query.set("k", state.k);
+  if (state.like !== null) query.set("v", store.id); // rows are those of one state of the stores
   $("results").classList.add("waiting");
   try {
     const answer = await fetch(`api/search?${query}`, {
@@ -79,7 +80,11 @@ async function run() {
     });
     const body = await answer.json();
     if (mine !== running) return;
-    if (!answer.ok) throw new Error(body.error);
+    if (!answer.ok) {
+      if (answer.status === 409) await readStore();
+      throw new Error(body.error);
+    }
+    if (body.store !== store.id) await readStore();
     const found = body.hits.length;
     show(body.hits, found ? `${found.toLocaleString()} nearest of ${store.rows.toLocaleString()} · ${Math.round(body.took_ms)} ms`
       : "Nothing meets these filters.");
@@ -117,8 +122,13 @@ function setPicture(image, hit, size) {
   image.src = `${hit.picture}&size=${size}`;
 }
 
+// A hit's words, and how many more captions its image has.
+function wordsOf(hit) {
+  return (hit.caption ?? hit.key) + (hit.more ? ` (+${hit.more.toLocaleString()} more)` : "");
+}
+
 function card(hit, i) {
-  const words = hit.caption ?? hit.key;
+  const words = wordsOf(hit);
   const frame = make("span", { className: "frame" }, make("span", { className: "missing", textContent: "no picture" }));
   if (store.fault) frame.classList.add("broken");
   else frame.prepend(picture(hit, "small"));
@@ -151,11 +161,12 @@ function moreLike(hit) {
 
 function openDetail(hit) {
   opened = hit;
-  $("detail-caption").textContent = hit.caption ?? hit.key;
+  $("detail-caption").textContent = wordsOf(hit);
   const frame = $("detail-image").parentElement;
   if (store.fault) frame.classList.add("broken");
   else setPicture($("detail-image"), hit, "large");
-  const facts = { score: hit.score.toFixed(4), key: hit.key, from: hit.origin, row: hit.row, ...hit.metadata };
+  const where = store.stores.length > 1 ? { store: hit.store } : {};
+  const facts = { score: hit.score.toFixed(4), key: hit.key, from: hit.origin, ...where, row: hit.row, ...hit.metadata };
   $("detail-facts").replaceChildren(
     ...Object.entries(facts).flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })]),
   );
@@ -338,16 +349,12 @@ function listen() {
   });
 }
 
-async function begin() {
-  readAddress(); // and a token that came with it is left out of the address from here on
-  remember(false);
-  try {
-    const answer = await fetch("api/store");
-    store = await answer.json();
-    if (!answer.ok) throw new Error(store.error);
-  } catch (error) {
-    return say(error instanceof TypeError ? "The server does not answer. Is it still running?" : error.message, true);
-  }
+// What is searched; it changes when a store is updated.
+async function readStore() {
+  const answer = await fetch("api/store");
+  const facts = await answer.json();
+  if (!answer.ok) throw new Error(facts.error);
+  store = facts;
   document.title = `${store.name} · clipkit`;
   $("facts").textContent = `${store.rows.toLocaleString()} ${store.searched === "image" ? "pictures" : "texts"} of ${store.name}, by ${store.model}`;
   $("facts").title = $("facts").textContent;
@@ -359,6 +366,16 @@ async function begin() {
     return button;
   }));
   fillColumns();
+}
+
+async function begin() {
+  readAddress(); // and a token that came with it is left out of the address from here on
+  remember(false);
+  try {
+    await readStore();
+  } catch (error) {
+    return say(error instanceof TypeError ? "The server does not answer. Is it still running?" : error.message, true);
+  }
   listen();
   if (state.where.length || state.negative) $("more-options").click();
   showChips();
