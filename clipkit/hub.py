@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from clipkit.errors import CheckpointError
@@ -29,11 +30,22 @@ def find_folder(folder_or_name: str, *, what: str) -> Path | None:
     beside_others = len(folder.parts) == 2 and folder.parent.is_dir()
     if is_path or beside_others or len(folder.parts) > 2:
         problem = "a file, not a folder" if folder.exists() else "no such folder"
-        raise CheckpointError(f"{folder}: {problem}; name one that holds {what}.")
+        raise CheckpointError(f"{folder}: {problem}; name one that holds {what}.{_near(folder)}")
     if "/" not in folder_or_name:
         problem = "this is a file" if folder.exists() else "no such folder"
-        raise CheckpointError(f"{folder_or_name}: {problem}; hub names are owner/name")
+        raise CheckpointError(
+            f"{folder_or_name}: {problem}; hub names are owner/name.{_near(folder)}"
+        )
     return None
+
+
+def _near(folder: Path) -> str:
+    """`` Did you mean x?``: the folder beside it whose name is nearest."""
+    if folder.exists() or not folder.parent.is_dir():
+        return ""
+    names = [path.name for path in folder.parent.iterdir() if path.is_dir()]
+    near = difflib.get_close_matches(folder.name, names, n=1)
+    return f" Did you mean {folder.parent / near[0]}?" if near else ""
 
 
 def first_line(error: Exception) -> str:

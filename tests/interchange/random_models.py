@@ -119,11 +119,14 @@ def save_vision_text(folder: Path, *, tower: dict[str, int] | None = None) -> Pa
     """A ViT and a BERT."""
     size = 224 if tower else 32
     sizes, length = tower or _TOWER, 64 if tower else 16
-    config = VisionTextDualEncoderConfig.from_vision_text_configs(
-        ViTConfig(**sizes, image_size=size, patch_size=32 if tower else 8),
-        BertConfig(**sizes, vocab_size=64, max_position_embeddings=length),
-        projection_dim=24,
-    )
+    vision = ViTConfig(**sizes, image_size=size, patch_size=32 if tower else 8)
+    text = BertConfig(**sizes, vocab_size=64, max_position_embeddings=length)
+    return save_dual(folder, vision, text, size=size, length=length)
+
+
+def save_dual(folder: Path, vision: Any, text: Any, *, size: int = 32, length: int = 16) -> Path:
+    """A VisionTextDualEncoder of two towers."""
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=24)
     image = ViTImageProcessor(size={"height": size, "width": size})
     tokenizer = _tokenizer(["<s>", "$A", "<eos>"], length, ["input_ids", "attention_mask"])
     return _save(VisionTextDualEncoderModel(config), folder, image, tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tiny_model import noise_image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 import clipkit
+from clipkit.cli import main
 from clipkit.errors import CheckpointError
 from clipkit.interchange import export as module
 from clipkit.interchange.export import export
@@ -110,6 +112,41 @@ def test_onnxruntime_runs_an_export(kind: str, tmp_path: Path) -> None:
     ]
     check(ours, *found)
     assert facts["scale"] == pytest.approx(ours.scale)
+    run_card(out, ours)
+
+
+def run_card(out: Path, ours: Any) -> None:
+    """The code in an export's card gives the model's embeddings."""
+    card = (out / "README.md").read_text()
+    assert "clipkit.load" not in card
+    assert "pipeline(" not in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    square(ours)[0].save(out / "photo.png")
+    for old, new in {"path/of/this/folder": out, "photo.jpg": out / "photo.png"}.items():
+        assert old in code
+        code = code.replace(old, str(new))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert np.abs(names["image_embeds"] - ours.encode_image(square(ours)[:1])).max() < 1e-5
+    assert np.abs(names["text_embeds"] - ours.encode_text(names["texts"])).max() < 1e-5
+
+
+@pytest.mark.parametrize("to", ["transformers", "open_clip"])
+def test_an_export_prints_what_it_compared_and_nothing_else(
+    to: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("open_clip")
+    folder = save_clip(tmp_path / "model")
+    capfd.readouterr()
+    assert main(["export", str(folder), str(tmp_path / "out"), "--to", to]) == 0
+    said = capfd.readouterr()
+    assert said.err == ""
+    assert [line.split(" ")[0] for line in said.out.splitlines()] == [
+        str(folder), "compared", "images"
+    ]  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("open_clip.create_model_and_transforms" in card) == (to == "open_clip")
+    assert ("pipeline(" in card) == (to == "transformers")
 
 
 def test_an_export_that_gives_other_numbers_is_not_there(
