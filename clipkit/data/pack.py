@@ -73,7 +73,7 @@ def pack(
     packing: Packing,
     *,
     workers: int,
-    begin: Callable[[int], object] = lambda total: None,
+    begin: Callable[[Reader, int], object] = lambda reader, total: None,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Packed:
     """Writes the shards that ``out`` lacks.
@@ -83,7 +83,7 @@ def pack(
         out: a folder that is new, empty, or holds shards of the same plan.
         packing: how to write them.
         workers: processes that read and decode; 0 does it in this one.
-        begin: called once, with the number of samples to read.
+        begin: called once, with the source's reader and the number of samples to read.
         advance: called with the number of samples newly done.
 
     Raises:
@@ -112,7 +112,7 @@ def pack(
         missing = [number for number, name in enumerate(names) if name not in records]
         packed = Packed(kept=len(records), dropped=dict(reader.dropped), damage=list(reader.damage))
         ranges = [range(n * per_shard, min((n + 1) * per_shard, whole)) for n in missing]
-        begin(sum(map(len, ranges)))
+        begin(reader, sum(map(len, ranges)))
         part = max(1, min(_PART, per_shard, _PART_BYTES // plan["bytes_per_sample"]))
         parts = [rows[at : at + part] for rows in ranges for at in range(0, len(rows), part)]
         made = _Made(WorkerLoader(

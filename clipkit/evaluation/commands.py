@@ -238,7 +238,8 @@ def run_classify(args: argparse.Namespace) -> int:
 
 
 def _image_files(names: Sequence[str]) -> list[str]:
-    """Folders → the images in them; globs → what they match.
+    """Folders → the images in them; globs → what they match. Of a folder it says how many images it
+    has, and which other files are left out.
 
     Raises:
         DataError: a glob matches nothing, or there is no image in all of them.
@@ -246,12 +247,17 @@ def _image_files(names: Sequence[str]) -> list[str]:
     from pathlib import Path
 
     from clipkit.data.files import expand
+    from clipkit.display.console import remark
     from clipkit.evaluation.images import folder_images
 
     found: list[str] = []
     for name in [each for given in names for each in expand(given)]:
         if Path(name).is_dir():
-            found += folder_images(name)
+            images, others = folder_images(name)
+            found += images
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(6))
+            rest = f" · left out {others.total():,}: {kinds}" if others else ""
+            remark(f"{name}: {len(images):,} images · first: {Path(images[0]).name}{rest}")
         else:
             found.append(name)  # what is missing is named when it is its turn
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -106,18 +107,24 @@ def check_faults(faults: Sequence[str | None]) -> None:
     )
 
 
-def folder_images(folder: str) -> list[str]:
-    """The image files below a folder, by name.
+def folder_images(folder: str) -> tuple[list[str], Counter[str]]:
+    """The image files below a folder by name, and the number of other files by kind.
 
     Raises:
         DataError: there are none.
     """
-    files = [name for name in walk(folder) if name.lower().rsplit(".", 1)[-1] in IMAGE_EXTENSIONS]
+    files, others = [], Counter[str]()
+    for name in walk(folder):
+        kind = Path(name).suffix.lower()
+        if kind.removeprefix(".") in IMAGE_EXTENSIONS:
+            files.append(name)
+        else:
+            others[kind or "without extension"] += 1
     if not files:
         raise DataError(
             f"{folder}: no images are in this folder (looked for {', '.join(IMAGE_EXTENSIONS)})"
         )
-    return [str(Path(folder) / file) for file in files]
+    return [str(Path(folder) / file) for file in files], others
 
 
 def _open_each(
@@ -149,7 +156,7 @@ def _open_each(
 def _named(images: Any) -> tuple[Iterable[tuple[str | None, Any]], int | None]:
     """(name, image) each, and how many there are, where that is known."""
     if isinstance(images, str | Path) and Path(images).expanduser().is_dir():
-        images = folder_images(str(Path(images).expanduser()))
+        images, _ = folder_images(str(Path(images).expanduser()))
     elif is_one_image(images):
         images = [images]
     elif type(images).__module__.split(".")[0] == "datasets":

@@ -130,6 +130,7 @@ def run_pack(args: argparse.Namespace) -> int:
     from clipkit.data.pack import pack
     from clipkit.data.pack_samples import Packing
     from clipkit.display.console import default_workers, plain_warnings, progress_bar, remark
+    from clipkit.display.source_line import remark_source
     from clipkit.errors import ConfigError
 
     if args.quality is not None and args.resize is None:
@@ -144,21 +145,21 @@ def run_pack(args: argparse.Namespace) -> int:
     )
     bars = []
     with plain_warnings(), ExitStack() as stack:
+
+        def begin(reader: Reader, total: int) -> None:
+            remark_source(reader)
+            bars.append(stack.enter_context(progress_bar("pack", total, "sample")))
+
         packed = pack(
             source_from(args, args.source, count="index", filter=FilterConfig(list=args.list)),
             args.out,
             packing,
             workers=default_workers() if args.workers is None else args.workers,
-            # How much there is to do is known only when the source has been indexed.
-            begin=lambda total: bars.append(
-                stack.enter_context(progress_bar("pack", total, "sample"))
-            ),
+            begin=begin,
             advance=lambda number: bars[0].update(number),
         )
     for damage in packed.damage:
         remark(damage)
-    for reason, number in packed.dropped.items():
-        remark(f"{args.source}: left out {number:,} × {reason}")
     for reason, number in packed.skipped.items():
         example = packed.examples.get(reason)
         remark(f"left out {number:,} × {reason}{f', e.g. {example}' if example else ''}")
