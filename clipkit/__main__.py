@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 from clipkit.cli import main
+from clipkit.threads import bound_spinning
 
 
 def run() -> NoReturn:
@@ -18,6 +19,7 @@ def run() -> NoReturn:
     there ("terminate called without an active exception"), after all work is done, and the exit
     code is lost. What is registered to run at the end, and what was printed, is seen to before.
     """
+    bound_spinning()  # before a command imports torch
     code = main()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

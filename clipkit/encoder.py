@@ -47,8 +47,9 @@ from clipkit.models.kinds import is_open_clip, model_folder
 from clipkit.models.layers import kept_weights
 from clipkit.models.open_clip import load_open_clip
 from clipkit.models.open_clip_config import read_config
+from clipkit.models.precision import is_bf16_fast
 from clipkit.models.pretrained import load_config
-from clipkit.models.products import has_int8_products, is_bf16_fast
+from clipkit.models.products import has_int8_products
 from clipkit.types import Batch, Embeddings, Skip
 
 if TYPE_CHECKING:

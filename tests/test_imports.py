@@ -25,6 +25,7 @@ LOW = {
     "launcher",
     "digest",
     "imports",
+    "threads",
 }
 TOWERS = {*LOW, "data", "models", "losses"}
 SHOWN = {"inputs", "display"}
@@ -40,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "launcher": {"errors"},
     "digest": {"errors"},
     "imports": set(),
+    "threads": set(),
     "config": {"errors"},
     "data": LOW,
     "models": LOW,
@@ -63,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
         "training",
     },
     "__init__": {*TOWERS, *SHOWN, "encoder", "evaluation", "retrieval", "training"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "threads"},
 }
 
 

@@ -271,7 +271,10 @@ class TrainConfig:
     # works on them; the accelerator holds a layer's weights while it needs them.
     offload: bool = False
     # What the towers compute in. Weights, gradients, moments and the loss are float32 always.
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    # ``auto``: bf16 where matrix products in it are measured to be faster on this device, else
+    # fp16 on a GPU where they are, else fp32. It is settled at a run's first start and recorded
+    # in its config.yaml, which ``auto`` keeps from then on.
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # Decay of a moving average of the weights, 0.9999 say; less in the first steps. It is
     # evaluated beside the weights, and it is the model that the run leaves.
     ema: float | None = None
@@ -306,7 +309,8 @@ class EvalConfig:
 
 @dataclass
 class PlanConfig:
-    """The GPUs that ``clipkit train --dry-run`` plans for; training takes no notice."""
+    """The GPUs that ``clipkit train --dry-run`` plans for; training takes no notice. With one of
+    these set, the table of 1 to 4,096 GPUs is shown."""
 
     # TFLOP/s of one, in ``train.precision``, by its data sheet: 989 for an H100. None: what this
     # machine does with the model is measured, and stands for a GPU.

@@ -1,4 +1,4 @@
-"""Matrix products that are faster than in float32: whether a machine has them, and those in int8.
+"""Matrix products in int8: whether a CPU has them, and what they round.
 
 In int8 the weights of each output have a scale of their own, and so has each token, taken from the
 token itself (vector-wise quantization: LLM.int8(), https://arxiv.org/abs/2208.07339, section 3.1),
@@ -90,13 +90,6 @@ def has_int8_products() -> bool:
         return False
     expected[:, 2] *= _MOST  # whose scale was 1 / 127
     return torch.equal(found, expected)
-
-
-def is_bf16_fast(device: torch.device) -> bool:
-    """Whether matrix products in bf16 are faster than in float32 there."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and _has_flag("avx512_bf16", "amx_bf16")
 
 
 def _has_flag(*names: str) -> bool:

@@ -24,10 +24,11 @@ def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "float16"), help="of the stored arrays")
     parser.add_argument(
         "--precision",
-        choices=("auto", "fp32", "bf16", "int8"),
+        choices=("auto", "fp32", "bf16", "fp16", "int8"),
         default="auto",
-        help="to compute in; auto: bf16 where it is faster and the vectors stay what they are; "
-        "int8: on a CPU, where it may be faster still; refused where a cosine is below 0.999",
+        help="to compute in; auto: bf16 (or fp16) where it is measured to be faster and the "
+        "vectors stay what they are; int8: on a CPU, where it may be faster still; "
+        "refused where a cosine is below 0.999",
     )
     parser.add_argument(
         "--columns", metavar="A,B", help="fields of the samples to keep; none: none of them"

@@ -470,7 +470,7 @@ def _tell(reader: Reader, plan: Plan) -> None:
         remark(damage)
     if plan.cosines:
         measured = ", ".join(f"{value:.5f} of {what}s" for what, value in plan.cosines.items())
-        which = "bf16" if plan.precision == "fp32" else plan.precision
+        which = "a faster one" if plan.precision == "fp32" else plan.precision
         remark(f"computing in {plan.precision}; least cosine of {which} to float32: {measured}")
 
 

@@ -126,7 +126,7 @@ def _is_well_formed(plan: Plan) -> bool:
         and plan.part_rows > 0
         and plan.part_rows % plan.batch_size == 0
         and plan.dtype in ("float32", "float16")
-        and plan.precision in ("fp32", "bf16", "int8")
+        and plan.precision in ("fp32", "bf16", "fp16", "int8")
         and {"image", "caption"} <= plan.source.keys()
         and all(kind in TYPES for kind in plan.columns.values())
         and all(type(count) is int for count in plan.dropped.values())

@@ -1,4 +1,4 @@
-"""float32, bf16 or int8: what is faster, as long as the vectors stay what they are."""
+"""The fastest of float32, bf16, fp16 and int8 in which the vectors stay what they are."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 from clipkit.data import Reader, build_eval_loader
 from clipkit.encoder import EncodedBatch, Encoder
 from clipkit.errors import CheckpointError, ConfigError
-from clipkit.models.products import is_bf16_fast
+from clipkit.models.precision import fastest_precision
 
-Precision = Literal["auto", "fp32", "bf16", "int8"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 LEAST_COSINE = 0.999
 _SAMPLES, _TRIES = 64, 8
 DTYPES: dict[str, torch.dtype | None] = {
     "fp32": None,
     "bf16": torch.bfloat16,
+    "fp16": torch.float16,
     "int8": torch.int8,
 }
 
@@ -37,8 +38,9 @@ def choose_precision(
     Args:
         encoder: the model.
         reader: the source, of which the first usable samples are embedded twice.
-        asked: ``auto`` takes bf16 where this machine is faster with it and the cosine is at
-            least ``LEAST_COSINE``; bf16 that is asked for is taken anyway, int8 is not.
+        asked: ``auto`` takes bf16, or fp16 on a GPU without bf16, where it is measured to be
+            faster here (see ``clipkit.models.precision``) and the cosine is at least
+            ``LEAST_COSINE``; bf16 and fp16 that are asked for are taken anyway, int8 is not.
         images: whether images are embedded.
         texts: whether captions are.
         max_image_pixels: larger images are skipped.
@@ -47,9 +49,11 @@ def choose_precision(
         CheckpointError: the embeddings are not finite.
         ConfigError: int8, which this model or machine cannot compute in, or whose cosine is less.
     """
-    if asked == "fp32" or (asked == "auto" and not is_bf16_fast(encoder.device)):
+    other: str = asked
+    if asked == "auto":
+        other = fastest_precision(encoder.device, fp16=True).precision
+    if other == "fp32":
         return "fp32", {}
-    other = "bf16" if asked == "auto" else asked
     cosines: dict[str, float] = {}
     tries = -(-len(reader) // _SAMPLES)
     loader = build_eval_loader(

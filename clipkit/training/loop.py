@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from clipkit.atomic import write_text
 from clipkit.config import Config, dump_config
-from clipkit.data import MixtureReader, Reader, build_train_loader
+from clipkit.data import MixtureReader, build_train_loader
 from clipkit.data.reader import samples_text
 from clipkit.encoder import Encoder
 from clipkit.errors import (
@@ -32,6 +31,7 @@ from clipkit.evaluation.results import RESULTS, check_places
 from clipkit.interrupt import Stop, stop_signals
 from clipkit.losses import in_batch_accuracy
 from clipkit.models import DualEncoder
+from clipkit.threads import Load, say_busy
 from clipkit.training.ahead import StepBatches
 from clipkit.training.build import wrap_model
 from clipkit.training.card import model_card
@@ -51,7 +51,7 @@ from clipkit.training.samples import count_skipped, shares, skips
 from clipkit.training.saving import Saver, restore
 from clipkit.training.schedule import learning_rate
 from clipkit.training.spikes import Spikes
-from clipkit.training.start import begin
+from clipkit.training.start import Start, begin
 from clipkit.training.step import TrainStep
 from clipkit.training.tracking import RunLog, write_status
 from clipkit.types import Batch
@@ -110,6 +110,7 @@ def train(config: Config, *, allow_change: Sequence[str] = ()) -> Path:
 def _train(
     config: Config, folder: Path, allow_change: Sequence[str], stop: Stop, held: Held
 ) -> Path:
+    load = Load()
     begun = begin(config, log_with=config.train.trackers or None, project_dir=str(folder))
     config, accelerator, reader, steps = begun.config, begun.accelerator, begun.reader, begun.steps
     device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
@@ -142,7 +143,7 @@ def _train(
                 print(f"To evaluate it: clipkit eval {folder} --suite {config.eval.suite}")
         return folder / "model"
     wrapped = wrap_model(model, accelerator, config)
-    optimizer = build_optimizer(model.named_parameters(), config.optim)
+    optimizer = build_optimizer(model.named_parameters(), config.optim, config.train.precision)
     state.load(model, optimizer)
     average = None if config.train.ema is None else WeightAverage(model, config.train.ema)
     if average is not None:
@@ -213,7 +214,9 @@ def _train(
     if accelerator.is_main_process:
         for line in [*state.damaged, *changed, *reader.damage]:
             log.say(line)
-        log.say(_headline(config, reader, model, start, steps, accelerator))
+        log.say(_headline(begun, model, start))
+        for advice in filter(None, (begun.precision.advice, say_busy(load))):
+            log.say(advice)
         if isinstance(reader, MixtureReader):
             log.say(shares(reader, steps * batch_size))
         write_status(folder, "running", None, step=start, total_steps=steps)
@@ -250,6 +253,8 @@ def _train(
         ceiling,
         ranks=ranks,
         device=device.type,
+        precision=config.train.precision,
+        precision_reason=begun.precision.reason,
         samples=len(reader),
         parameters=num_parameters,
     )
@@ -257,7 +262,7 @@ def _train(
         # The run ended after this step was saved, and before all of its evaluation.
         evaluate(start)
         wrapped.train()
-    meter = Meter(model, ceiling, together)
+    meter = Meter(model, ceiling, together, lambda: find_ceiling(device, config.train.precision))
     for step in range(start, steps):
         fault = saver.fault
         disk = fault is not None
@@ -390,20 +395,15 @@ def _rounded(share: float) -> float | None:
     return round(share, 5) if math.isfinite(share) else None
 
 
-def _headline(
-    config: Config,
-    reader: Reader,
-    model: DualEncoder,
-    start: int,
-    steps: int,
-    accelerator: Accelerator,
-) -> str:
+def _headline(begun: Start, model: DualEncoder, start: int) -> str:
+    config, accelerator = begun.config, begun.accelerator
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     begin = f"going on from step {start}" if start else "from scratch"
     if config.model.pretrained and not start:
         begin = f"from {config.model.pretrained}"
     return (
-        f"{samples_text(reader)} samples, {steps:,} steps of {config.train.batch_size}, "
-        f"{millions:.1f}M parameters, {accelerator.num_processes} × {accelerator.device.type} "
-        f"{config.train.precision}, {begin}"
+        f"{samples_text(begun.reader)} samples, {begun.steps:,} steps of "
+        f"{config.train.batch_size}, {millions:.1f}M parameters, "
+        f"{accelerator.num_processes} × {accelerator.device.type} "
+        f"{begun.precision}, {begin}"
     )

@@ -6,7 +6,7 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,10 +31,19 @@ class Meter:
         model: whose arithmetic is counted.
         ceiling: of one rank's device.
         together: the ranks.
+        measure: measures the ceiling again where the run is faster, as it is where another
+            process was busy when the ceiling was measured.
     """
 
-    def __init__(self, model: DualEncoder, ceiling: Ceiling, together: Ranks) -> None:
+    def __init__(
+        self,
+        model: DualEncoder,
+        ceiling: Ceiling,
+        together: Ranks,
+        measure: Callable[[], Ceiling],
+    ) -> None:
         self.model, self.ceiling, self.together = model, ceiling, together
+        self.measure = measure
         self.factors = training_factors(model)
         self.restart()
 
@@ -73,20 +82,32 @@ class Meter:
 
     def rates(self) -> dict[str, float]:
         """Of the window, over all ranks, which must all call it: images and text tokens (without
-        padding) a second; model FLOP/s of a rank and its share of the ceiling; the share of
-        time that this rank waited for data; the largest memory of a rank so far, in GiB."""
+        padding) a second; model FLOP/s of a rank and its share of the ceiling, which is told
+        where it had to be raised; the share of time that this rank waited for data; the largest
+        memory of a rank so far, in GiB."""
         seconds = max(self.last - self.begin, 1e-9)
         images, tokens, flops = self.together.total(self.images, self.tokens, self.flops)
         rate = flops / self.together.number / seconds
+        raised = self._raise_ceiling(rate)
         (memory,) = self.together.most(_peak_memory(self.model.logit_scale.device))
         return {
             "images_per_second": round(images / seconds, 1),
             "tokens_per_second": round(tokens / seconds, 1),
             "tflops": round(rate / 1e12, 4),
             "utilisation": round(rate / self.ceiling.flops_per_second, 4),
+            **raised,
             "data_wait": round(self.waited / seconds, 4),
             "memory_gib": round(memory / 2**30, 3),
         }
+
+    def _raise_ceiling(self, rate: float) -> dict[str, float]:
+        """No run is faster than its device: a ceiling below ``rate`` was measured too low."""
+        if rate <= self.ceiling.flops_per_second:
+            return {}
+        again = self.measure()
+        most = max(rate, again.flops_per_second)
+        self.ceiling = again if most > rate else Ceiling(rate, "this run's fastest steps")
+        return {"ceiling_tflops": round(most / 1e12, 4)}
 
 
 def _peak_memory(device: torch.device) -> int:

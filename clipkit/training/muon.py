@@ -23,19 +23,28 @@ class Muon(torch.optim.Optimizer):
     It computes what ``torch.optim.Muon`` does with ``match_rms_adamw``, all matrices of a shape
     at once; sharded ones are made whole once a step, where that one would talk in each of its
     matmuls. Of several ranks each computes the updates of its share of the matrices, by cost, and
-    all are told all updates, in bf16, which they are computed in.
+    all are told all updates, in the dtype that they are computed in.
 
     Args:
         groups: of matrices alone.
         lr: a step is as large as one of AdamW with this rate.
         weight_decay: decoupled, as AdamW's.
+        dtype: what updates are computed in: bfloat16 where the device is fast in it.
 
     Reference: https://kellerjordan.github.io/posts/muon; the size of the step and the decay:
     https://arxiv.org/abs/2502.16982, section 2.2.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        weight_decay: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -54,7 +63,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(weights, moves, alpha=-group["lr"] * size)
 
     def _updates(self, matrices: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
-        """The whole update of each matrix, in bf16, before it is scaled."""
+        """The whole update of each matrix, in ``dtype``, before it is scaled."""
         together = dist.is_initialized() and dist.get_world_size() > 1
         ranks = dist.get_world_size() if together else 1
         shares = _shares(matrices, ranks)
@@ -68,18 +77,16 @@ class Muon(torch.optim.Optimizer):
             if own:
                 done = orthogonalise(stack)
                 updates |= zip((same[number] for number in own), done, strict=True)
-        return _told(updates, shares) if together and matrices else updates
+        return _told(updates, shares, self.dtype) if together and matrices else updates
 
     def _ahead(self, matrices: list[nn.Parameter]) -> Tensor:
-        """Matrices of one shape → (K, R, C) bf16, the direction of each before it is made
+        """Matrices of one shape → (K, R, C) of ``dtype``, the direction of each before it is made
         orthogonal; the momenta move on."""
         gradients = [_local(_grad(matrix)) for matrix in matrices]
         momenta = [_local(self._momentum(matrix)) for matrix in matrices]
         torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
         ahead = torch._foreach_lerp(gradients, momenta, _MOMENTUM)  # Nesterov's
-        stack = torch.empty(
-            (len(ahead), *ahead[0].shape), dtype=torch.bfloat16, device=ahead[0].device
-        )
+        stack = torch.empty((len(ahead), *ahead[0].shape), dtype=self.dtype, device=ahead[0].device)
         torch._foreach_copy_(list(stack), ahead)  # (K, rows of this rank, C)
         first = matrices[0]
         if not isinstance(first, DTensor):
@@ -123,7 +130,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """(K, R, C) → the nearest matrices with singular values of about 1 (0.7 to 1.2), in bf16.
+    """(K, R, C) → the nearest matrices with singular values of about 1 (0.7 to 1.2), in the dtype
+    of what comes in.
 
     Reference: a quintic Newton-Schulz iteration, https://kellerjordan.github.io/posts/muon.
     """
@@ -167,13 +175,13 @@ def _cost(matrix: nn.Parameter) -> int:
 
 
 def _told(
-    own: dict[nn.Parameter, Tensor], shares: list[list[nn.Parameter]]
+    own: dict[nn.Parameter, Tensor], shares: list[list[nn.Parameter]], dtype: torch.dtype
 ) -> dict[nn.Parameter, Tensor]:
     """The updates of all ranks, from this one's; all ranks must call it."""
     sizes = [sum(matrix.numel() for matrix in share) for share in shares]
     first = shares[0][0]
     device = first.device_mesh.device_type if isinstance(first, DTensor) else first.device
-    sent = torch.zeros(max(sizes), dtype=torch.bfloat16, device=device)
+    sent = torch.zeros(max(sizes), dtype=dtype, device=device)
     mine = shares[dist.get_rank()]
     if mine:
         sent[: sizes[dist.get_rank()]] = torch.cat([own[matrix].flatten() for matrix in mine])

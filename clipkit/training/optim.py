@@ -17,13 +17,20 @@ _BEFORE_LAYERS = re.compile(r"\.(embeddings|pre_layrnorm)\.")  # transformers sp
 
 
 def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    config: OptimConfig,
+    precision: str = "fp32",
 ) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters, or Muon over the layers' matrices and AdamW over the
     rest; in groups, each with its ``lr_scale``.
 
     Matrices and embeddings decay; norms, biases and ``logit_scale`` (all of fewer than two
     dimensions) do not, as in CLIP (https://arxiv.org/abs/2103.00020, section 2.5).
+
+    Args:
+        named_parameters: of the model; those that are not trained are left out.
+        config: see ``OptimConfig``.
+        precision: of the run, settled. Muon computes in bf16 where the run does, else in float32.
     """
     named = list(named_parameters)
     heads = _heads(name for name, _ in named)
@@ -59,8 +66,14 @@ def build_optimizer(
         [{"params": parameters, "lr_scale": scale} for (scale,), parameters in muon.items()],
         lr=config.lr,
         weight_decay=config.weight_decay,
+        dtype=muon_dtype(precision),
     )
     return MuonAdamW(matrices, rest)
+
+
+def muon_dtype(precision: str) -> torch.dtype:
+    """What Muon computes updates in: fp16 has too small a range for gradients."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, set[str]]:

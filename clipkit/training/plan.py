@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.config import Config
+from clipkit.config.schema import PlanConfig
 from clipkit.data import build_train_loader
 from clipkit.data.reader import samples_text
 from clipkit.losses.blocks import block_bytes
@@ -24,7 +25,7 @@ from clipkit.models.flops import (
 )
 from clipkit.training.ceiling import find_ceiling
 from clipkit.training.memory import Kind, StepMemory, watch_passes
-from clipkit.training.optim import build_optimizer
+from clipkit.training.optim import build_optimizer, muon_dtype
 from clipkit.training.scaling import RANKS, Rates, Work, step_time
 from clipkit.training.stages import Stage
 from clipkit.training.start import begin
@@ -38,8 +39,10 @@ def dry_run(config: Config) -> str | None:
     """Loads one batch, watches a few small passes, and says what the run would take.
 
     Returns:
-        On the main process a table: samples, steps, parameters, FLOPs, memory; and one of step
-        time, communication and efficiency by the number of GPUs. None on other ranks.
+        On the main process a table: samples, steps, parameters, FLOPs, memory, hours. A second
+        one, of step time, communication and efficiency by the number of GPUs, where several are
+        asked for: by a key of ``plan``, by a launcher, or by a machine that has several. None
+        on other ranks.
 
     Raises:
         ClipkitError: whatever would stop the run at its start.
@@ -78,7 +81,8 @@ def dry_run(config: Config) -> str | None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     tokens = float(text_lengths(model, most.input_ids).float().mean())
     epochs = steps * batch_size / len(reader)
-    kind, plan = config.train.distributed, config.plan
+    kind, ranks = config.train.distributed, begun.accelerator.num_processes
+    several = config.plan != PlanConfig() or ranks > 1 or torch.accelerator.device_count() > 1
     rows = [
         ("samples", f"{samples_text(reader)} in {len(reader.shard_sizes):,} shards"),
         ("steps", f"{steps:,} of {batch_size:,} pairs, {epochs:.1f} epochs"),
@@ -100,15 +104,31 @@ def dry_run(config: Config) -> str | None:
             f"pixel_values {tuple(batch.pixel_values.shape)} uint8, input_ids "
             f"{tuple(batch.input_ids.shape)}, {int((~batch.valid).sum())} skipped",
         ),
+        ("precision", str(begun.precision)),
+        *([("", begun.precision.advice)] if begun.precision.advice else []),
         ("rates", told),
-        (
-            "links",
-            f"{plan.gpus_per_node} GPUs a node; {plan.gpu_gb_s:g} GB/s of a GPU in it, "
-            f"{plan.node_gb_s:g} GB/s of a node",
-        ),
+        *_time_rows(config, rates, whole, several),
     ]  # fmt: skip
     lines = [f"{name:<17} {text}" for name, text in rows]
-    return "\n".join([*lines, "", *_by_ranks(config, work, memory, rates, whole)])
+    if several:
+        lines += ["", *_by_ranks(config, work, memory, rates, whole)]
+    return "\n".join(lines)
+
+
+def _time_rows(
+    config: Config, rates: Rates, whole: list[tuple[Work, int]], several: bool
+) -> list[tuple[str, str]]:
+    """How long this machine takes alone; of several GPUs, how they are connected."""
+    plan = config.plan
+    if several:
+        links = (
+            f"{plan.gpus_per_node} GPUs a node; {plan.gpu_gb_s:g} GB/s of a GPU in it, "
+            f"{plan.node_gb_s:g} GB/s of a node"
+        )
+        return [("links", links)]
+    seconds = [step_time(work, 1, rates, "ddp").seconds for work, _ in whole]
+    hours = sum(s * count for s, (_, count) in zip(seconds, whole, strict=True)) / 3600
+    return [("time", f"{max(seconds):.3g} s a step, {hours:.3g} hours the whole run")]
 
 
 def _by_ranks(
@@ -202,7 +222,8 @@ def _work(model: DualEncoder, batch: Batch, config: Config, parts: int) -> Work:
         weights=_bytes(model.parameters()) - layers + layers * rounded,
         gradients=_bytes(p for p in model.parameters() if p.requires_grad),
         layers=len(_layers(model)),
-        matrices=sum(2 * p.numel() for p in _matrices(model, config)),
+        matrices=sum(p.numel() for p in _matrices(model, config))
+        * muon_dtype(config.train.precision).itemsize,
     )
 
 
@@ -248,7 +269,7 @@ def _rates(model: DualEncoder, batch: Batch, config: Config, work: Work) -> tupl
         model.zero_grad(set_to_none=True)
         towers = work.flops * len(ids) * (2 + work.forwards) / 3 / seconds
         loss = find_ceiling(torch.device("cpu"), config.loss.matmul).flops_per_second
-        told = f"{towers / 1e12:.3f} TFLOP/s, measured here, in the place of a GPU"
+        told = f"{towers / 1e12:.3f} TFLOP/s, measured here"
     rates = Rates(
         towers=towers,
         loss=loss,
@@ -267,7 +288,7 @@ def _optimizer_bytes(model: DualEncoder, config: Config) -> int:
 
 def _matrices(model: DualEncoder, config: Config) -> list[nn.Parameter]:
     """What Muon updates."""
-    optimizer = build_optimizer(model.named_parameters(), config.optim)
+    optimizer = build_optimizer(model.named_parameters(), config.optim, config.train.precision)
     groups = (group for group in optimizer.param_groups if "betas" not in group)
     return [p for group in groups for p in group["params"]]
 

@@ -59,7 +59,7 @@ def profile_run(config: Config) -> str | None:
     own = Path(config.output) / "profile"
     own.mkdir(parents=True, exist_ok=True)
     wrapped = wrap_model(model, accelerator, config)
-    optimizer = build_optimizer(model.named_parameters(), config.optim)
+    optimizer = build_optimizer(model.named_parameters(), config.optim, config.train.precision)
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # the same work, and nothing diverges
     wrapped_optimizer = accelerator.prepare_optimizer(optimizer)
@@ -122,7 +122,8 @@ def profile_run(config: Config) -> str | None:
     seconds["other"] = watched - sum(seconds.values())
     if not accelerator.is_main_process:
         return None
-    return _table(seconds, plain, watched, _collectives(trace), own / name)
+    table = _table(seconds, plain, watched, _collectives(trace), own / name)
+    return "\n".join([table, f"precision: {begun.precision}", begun.precision.advice]).rstrip()
 
 
 class _Watch:

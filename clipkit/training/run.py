@@ -125,6 +125,8 @@ def check_unchanged(config: Config, folder: Path, allowed: Sequence[str]) -> lis
         full = {key for key in held if any(other.startswith(f"{key}.") for other in saved)}
         before = {key: value for key, value in defaults.items() if key not in full} | saved
         now = dict(flatten(config_to_dict(config)))
+        if before["train.precision"] == "auto":  # nothing was settled yet
+            before["train.precision"] = now["train.precision"]
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) == now.get(key):
                 continue

@@ -27,7 +27,7 @@ class Work:
             rest in float32.
         gradients: bytes of those that are trained, G.
         layers: that FSDP gathers one by one.
-        matrices: bytes of the updates that Muon computes, in bf16, M; 0 without it.
+        matrices: bytes of the updates that Muon computes, M; 0 without it.
     """
 
     batch_size: int

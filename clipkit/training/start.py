@@ -22,7 +22,8 @@ from clipkit.encoder import Encoder
 from clipkit.errors import ConfigError
 from clipkit.evaluation.suite import Suite, load_suite
 from clipkit.models import DualEncoder
-from clipkit.training.build import build_accelerator, build_training_model
+from clipkit.models.precision import Choice
+from clipkit.training.build import build_accelerator, build_training_model, settle_precision
 from clipkit.training.faults import main_first
 from clipkit.training.pretrained import resolve_pretrained
 from clipkit.training.run import prepare_tokenizer
@@ -37,7 +38,9 @@ class Start:
     """What a run begins with.
 
     Attributes:
-        config: with what ``model.pretrained`` decides in its place.
+        config: with what ``model.pretrained`` decides in its place, and ``train.precision``
+            settled.
+        precision: how ``train.precision`` was settled.
         accelerator: of this rank.
         parts: that the batch of a step is computed in.
         reader: of the training samples.
@@ -47,6 +50,7 @@ class Start:
     """
 
     config: Config
+    precision: Choice
     accelerator: Accelerator
     parts: int
     reader: Reader
@@ -92,6 +96,7 @@ def begin(config: Config, *, planned: bool = False, **options: Any) -> Start:
         ClipkitError: the run cannot start; the same on all ranks.
     """
     check_trackers(config.train.trackers)
+    config, precision = settle_precision(config, planned=planned)
     accelerator = build_accelerator(config, **options)
     ranks = accelerator.num_processes
     parts = parts_of(config, ranks)
@@ -119,7 +124,7 @@ def begin(config: Config, *, planned: bool = False, **options: Any) -> Start:
     suite = main_first(accelerator, lambda: _open_suite(config, accelerator.is_main_process))
     if suite is not None and accelerator.is_main_process:
         suite.remark_sources()
-    return Start(config, accelerator, parts, reader, eval_readers, steps, suite)
+    return Start(config, precision, accelerator, parts, reader, eval_readers, steps, suite)
 
 
 def _open_suite(config: Config, progress: bool) -> Suite | None:

@@ -59,6 +59,17 @@ def test_the_plan_goes_from_1_to_4096_gpus(clipkit: Run, tmp_path: Path) -> None
     assert memory == sorted(memory, reverse=True)
 
 
+def test_a_machine_by_itself_is_planned_for_alone(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, data__evaluate={}))
+    lines = (dry_run(config) or "").splitlines()
+    assert not any("GPUs" in line for line in lines)
+    (time,) = [line.split() for line in lines if line.startswith("time ")]
+    assert time[2:5] == ["s", "a", "step,"]
+    assert float(time[5]) == pytest.approx(9 * float(time[1]) / 3600, rel=0.01)
+    (precision,) = [line.split() for line in lines if line.startswith("precision ")]
+    assert precision[1] == "fp32"
+
+
 def test_one_gpu_computes_and_sends_nothing() -> None:
     one = step_time(WORK, 1, H100, "ddp")
     towers, loss = 32768 * 3e10 / 4e14, 8 * 32768**2 * 512 / 2.5e13
@@ -88,7 +99,7 @@ def test_layers_in_bf16_and_muons_updates_count_as_they_are_sent(tmp_path: Path)
     """FSDP sends less in bf16, but not what is in no layer, nor gradients; DDP sends the same."""
 
     def sent(**changes: object) -> list[float]:
-        path = write_config(tmp_path, data__evaluate={}, **changes)
+        path = write_config(tmp_path, data__evaluate={}, plan={"gpus_per_node": 4}, **changes)
         said = (dry_run(load_config(path)) or "").splitlines()
         row = next(line.split() for line in said if line.split()[:2] == ["2", "24"])
         return [float(row[4]), float(row[9])]  # MiB, ddp and fsdp

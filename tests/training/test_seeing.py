@@ -15,7 +15,12 @@ from command_line import ENVIRONMENT, ROOT, Run
 from PIL import Image
 from test_run import said, write_config
 
-from clipkit.training.ceiling import find_ceiling
+from clipkit.config.schema import ModelConfig, PreprocessConfig, TowerConfig, VisionConfig
+from clipkit.data.tokenize import train_tokenizer
+from clipkit.models import build_model
+from clipkit.training.ceiling import Ceiling, find_ceiling
+from clipkit.training.distributed import Ranks
+from clipkit.training.meter import Meter
 from clipkit.training.spikes import Spikes
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "grey", "purple")
@@ -79,12 +84,14 @@ def test_records_hold_rates_and_what_they_are_shares_of(spiked: tuple[Path, str]
     (start,) = read(run, "start")
     assert start["ceiling_tflops"] > 0
     assert "measured" in start["ceiling_source"]
+    ceiling = start["ceiling_tflops"]
     for record in read(run, "train"):
         # A colour is one token, between the start and the end.
         tokens = record["tokens_per_second"] / record["images_per_second"]
         assert tokens == pytest.approx(3, rel=0.01)
-        share = record["tflops"] / start["ceiling_tflops"]
-        assert record["utilisation"] == pytest.approx(share, abs=0.01)
+        ceiling = record.get("ceiling_tflops", ceiling)  # it was measured beside a busy process
+        assert record["utilisation"] == pytest.approx(record["tflops"] / ceiling, abs=0.01)
+        assert record["utilisation"] <= 1
         assert 0.1 < record["memory_gib"] < 8
         # Two layers in the image tower: its embeddings learn three steps slower than its end.
         assert record["lr_highest"] == record["lr"]
@@ -119,6 +126,33 @@ def test_the_ceiling_is_measured_in_a_moment_and_is_higher_than_a_slow_product()
     assert "measured" in ceiling.source
     assert "fp32" in ceiling.source
     assert ceiling.flops_per_second > 1e9
+
+
+@pytest.fixture
+def tiny_meter() -> Meter:
+    preprocess = PreprocessConfig(image_size=16, context_length=8)
+    tokenizer = train_tokenizer(["a cat"], vocab_size=600, context_length=8)
+    vision = VisionConfig(width=64, layers=1, patch_size=8)
+    config = ModelConfig(embed_dim=8, vision=vision, text=TowerConfig(width=64, layers=1))
+    model = build_model(config, preprocess, tokenizer, init_temperature=0.07, seed=0)
+    return Meter(model, Ceiling(1e12, ""), Ranks(), lambda: Ceiling(1e12, ""))
+
+
+@pytest.mark.parametrize(("again", "share"), [(1e-6, 1.0), (1e30, 0.0)])
+def test_a_ceiling_measured_too_low_is_raised(
+    again: float, share: float, tiny_meter: Meter
+) -> None:
+    """A busy process beside the measurement made it so; a share above 100% is no share."""
+    meter = tiny_meter
+    meter.ceiling = Ceiling(1e-6, "measured beside a busy process")
+    meter.measure = lambda: Ceiling(again, "measured again")
+    meter.flops, meter.last = 1e9, meter.begin + 1
+    rates = meter.rates()
+    assert rates["utilisation"] == pytest.approx(share)
+    assert rates["ceiling_tflops"] == pytest.approx(max(again, 1e9) / 1e12, rel=0.1)
+    meter.flops = 5e8
+    assert meter.rates()["utilisation"] == pytest.approx(share / 2)
+    assert "ceiling_tflops" not in meter.rates()
 
 
 @pytest.mark.slow
