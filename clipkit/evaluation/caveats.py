@@ -46,7 +46,7 @@ def caveats(metrics: Mapping[str, Any], *, ks: Sequence[int] = KS) -> list[str]:
         )
     if in_training := metrics.get(IN_TRAINING):
         told.append(
-            f"{in_training:,} of {images:,} images are in the training data: for these the recall "
+            f"{in_training:,} of {images:,} images are in the training data: of these the recall "
             "shows what was learned by heart"
         )
     return told

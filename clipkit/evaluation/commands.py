@@ -97,12 +97,13 @@ def run_eval(args: argparse.Namespace) -> int:
         from clipkit.display.source_line import remark_source
         from clipkit.encoder import load
         from clipkit.errors import DataError
-        from clipkit.evaluation.caveats import caveats, is_measured
+        from clipkit.evaluation.caveats import IN_TRAINING, caveats, is_measured
         from clipkit.evaluation.embedding import Job
         from clipkit.evaluation.gallery import retrieval_gallery
         from clipkit.evaluation.report import metric_rows, write_report
         from clipkit.evaluation.retrieval import embed_retrieval_set, summarise
         from clipkit.evaluation.run_suite import run_folder
+        from clipkit.evaluation.trained_on import TrainedOn
         from clipkit.evaluation.zero_shot_command import open_pairs, run_zero_shot
 
     source = source_from(args, args.source, captions=args.captions or "random")
@@ -121,7 +122,12 @@ def run_eval(args: argparse.Namespace) -> int:
         collected = embed_retrieval_set(job, reader, gallery=galleries)
     assert collected is not None  # as there is one rank
     metrics = summarise(collected, device=encoder.device)
+    trained_on = TrainedOn.of_model(encoder)
+    if seen := trained_on.count(reader):
+        metrics[IN_TRAINING] = seen
     notes = caveats(metrics)
+    if seen is None and (remarked := trained_on.remark(reader)):
+        notes.append(remarked)
     if not is_measured(metrics):
         raise DataError(f"{args.source}: {notes[0]}")
     header, rows = metric_rows({"": metrics})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clipkit._version import __version__
+from clipkit.data import Reader
 from clipkit.digest import weights_sha256
 from clipkit.encoder import Encoder
 from clipkit.evaluation.embedding import Job
@@ -19,16 +20,27 @@ from clipkit.evaluation.statistics import bootstrap_interval, recall_interval
 from clipkit.evaluation.suite import Suite
 
 
-def run_suite(suite: Suite, job: Job) -> Iterator[TaskResult | None]:
+def run_suite(
+    suite: Suite, job: Job, remark_on: Callable[[Reader], str] = lambda _: ""
+) -> Iterator[TaskResult | None]:
     """The result of each task, in the order of the suite; None on ranks but 0. Its data are open;
     all ranks must call it and go to the end.
+
+    Args:
+        suite: the tasks.
+        job: the model and the ranks.
+        remark_on: says of the source that a task judges what the reader of its metrics must know,
+            or nothing; on rank 0.
 
     Raises:
         ClipkitError: a task cannot be run; the same on all ranks, said by rank 0.
     """
     for task in suite.tasks:
         with suite.naming(task):
-            yield task.run(job)
+            result = task.run(job)
+            if result is not None and (remark := remark_on(task.readers[0])):
+                result.data["notes"].append(remark)
+            yield result
 
 
 def headline(suite: Suite, result: TaskResult) -> str:

@@ -24,6 +24,7 @@ from clipkit.evaluation.run_suite import (
 )
 from clipkit.evaluation.shares import at_rank_zero, rank_zero_first
 from clipkit.evaluation.suite import Suite, load_suite
+from clipkit.evaluation.trained_on import TrainedOn
 from clipkit.launcher import launched_device, launched_share
 
 _WAIT = timedelta(hours=12)  # for a rank that embeds its share, or for what rank 0 computes
@@ -62,7 +63,8 @@ def run_suite_command(args: argparse.Namespace) -> int:
             progress=True,
         )
         results = []
-        for result in run_suite(suite, job):
+        trained_on = TrainedOn.of_model(encoder) if rank == 0 else TrainedOn(None, told=False)
+        for result in run_suite(suite, job, trained_on.remark):
             if result is not None:
                 results.append(result)
                 for line in remarks(result):

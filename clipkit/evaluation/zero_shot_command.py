@@ -34,6 +34,7 @@ from clipkit.evaluation.run_suite import about_evaluation, add_intervals, remark
 from clipkit.evaluation.standard_sets import wds_keys
 from clipkit.evaluation.suite import Suite, build_task
 from clipkit.evaluation.tasks.zero_shot import ZeroShotTask
+from clipkit.evaluation.trained_on import TrainedOn
 
 
 def open_pairs(source: SourceConfig, args: argparse.Namespace) -> Reader | None:
@@ -105,6 +106,8 @@ def run_zero_shot(args: argparse.Namespace) -> int:
         workers = default_workers() if args.workers is None else args.workers
         result = task.run(Job(encoder, args.batch_size, workers, progress=True))
     assert result is not None  # as there is one rank
+    if said := TrainedOn.of_model(encoder).remark(task.data.reader):
+        result.data["notes"].append(said)
     add_intervals(result)
     print(_table(result, len(classes)))
     for line in remarks(result):

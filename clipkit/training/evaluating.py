@@ -7,19 +7,22 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from clipkit.data import MixtureReader
 from clipkit.encoder import Encoder
 from clipkit.errors import Preempted
-from clipkit.evaluation.caveats import caveats
+from clipkit.evaluation.caveats import IN_TRAINING, caveats
 from clipkit.evaluation.embedding import Job
 from clipkit.evaluation.results import TABLE, TaskResult
 from clipkit.evaluation.retrieval import evaluate_retrieval
 from clipkit.evaluation.run_suite import headline, remarks, run_suite, save_results
 from clipkit.evaluation.suite import Suite
+from clipkit.evaluation.trained_on import TrainedOn
 from clipkit.interrupt import Stop
 from clipkit.models import DualEncoder
 from clipkit.training.distributed import gathered
 from clipkit.training.ema import WeightAverage
 from clipkit.training.faults import raise_if_asked
+from clipkit.training.samples import HOLDOUT
 from clipkit.training.start import Start
 from clipkit.training.tracking import RunLog
 
@@ -58,6 +61,10 @@ class Evaluation:
         )
         self._tasks: list[TaskResult] = []
         self._said: set[str] = set()
+        self._in_training: dict[str, int] = {}
+        self._trained_on = TrainedOn(begun.reader)
+        if accelerator.is_main_process:
+            self._look_for_training_images()
 
     def measure(self, step: int) -> dict[str, dict[str, float]]:
         """The metrics of each split, after so many steps; all ranks must call it.
@@ -81,18 +88,32 @@ class Evaluation:
         for name, reader in self._begun.eval_readers.items():
             with gathered(self._model):
                 results[name] = evaluate_retrieval(self._job, reader)
+            if name in self._in_training:
+                results[name][IN_TRAINING] = self._in_training[name]
             self._log.evaluation(step, name, results[name], ema=ema)
             self._say_once(f"{name}: {each}" for each in caveats(results[name]))
         self._tasks = []
         if (suite := self._begun.suite) is not None:
             with gathered(self._model):
-                for result in run_suite(suite, self._job):
+                for result in run_suite(suite, self._job, self._trained_on.remark):
                     if result is not None:  # on the main process
                         self._tasks.append(result)
                         line = headline(suite, result)
                         self._log.task(step, suite.name, result, line, ema=ema)
                         self._say_once(remarks(result))
         return results
+
+    def _look_for_training_images(self) -> None:
+        """Counts the images of each split that are trained on; of the split that is held back
+        there are none, unless another source of a mixture has them."""
+        reader = self._begun.reader
+        for name, split in self._begun.eval_readers.items():
+            if name == HOLDOUT and not isinstance(reader, MixtureReader):
+                continue
+            if count := self._trained_on.count(split):
+                self._in_training[name] = count
+            if remark := self._trained_on.remark(split):
+                self._log.say(f"{name}: {remark}")
 
     def _say_once(self, sentences: Iterable[str]) -> None:
         """Tells the reader of the metrics what they must know, the first time."""

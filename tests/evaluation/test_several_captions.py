@@ -196,6 +196,7 @@ def test_evaluation_while_training_equals_eval_of_the_model_that_it_saved(
     for text in (" ".join(trained.stderr.split()), card, report):
         assert "few: R@5 and R@10 of 4 images cannot be wrong: left out" in text
         assert "one: no recall: all 4 images have one and the same text" in text
+        assert "five: 12 of 12 images are in the training data" in text
     assert "| one | text → image | – | – | – | 1 | 4 images |" in card
     assert re.search(r">state</td><td[^>]*>done<", report)
     out = tmp_path / "found.json"
@@ -203,6 +204,8 @@ def test_evaluation_while_training_equals_eval_of_the_model_that_it_saved(
             "--workers", 0, "--json", out)  # fmt: skip
     found = json.loads(out.read_text())["metrics"]
     assert found["num_texts"] == 59
+    assert found["num_in_training"] == record["num_in_training"] == 12
+    assert "num_in_training" not in few
     for name in ("R@1", "R@5", "R@10", "median_rank"):
         for way in ("text_to_image", "image_to_text"):
             assert record[f"{way}_{name}"] == pytest.approx(found[f"{way}_{name}"])

@@ -26,7 +26,7 @@ class Task(ABC):
         Options: a dataclass; its fields are the keys that a task of this kind has. A
             ``SourceConfig``, or a list of them, may be given as a path.
         headline: the metrics that are shown in one line, the first that are there.
-        readers: the sources of the task, once ``open`` was called.
+        readers: the sources of the task, that which is judged first, once ``open`` was called.
     """
 
     kind: ClassVar[str]

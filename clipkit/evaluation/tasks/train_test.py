@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from clipkit.config.schema import SourceConfig
+from clipkit.data.overlap import shared_images
 from clipkit.errors import ConfigError
 from clipkit.evaluation.embedding import EmbeddedSource, Job
 from clipkit.evaluation.features import kept_source
@@ -36,7 +37,7 @@ class LabelledSets:
 
     Attributes:
         labels: C classes.
-        readers: the sets' sources.
+        readers: the sets' sources, the one that is judged first.
 
     Raises:
         ClipkitError: data that cannot be read, or a class that training has not.
@@ -54,7 +55,8 @@ class LabelledSets:
             name: LabelledData(source, label, class_names, progress=progress)
             for name, source in sources.items()
         }
-        self.readers = [each.reader for each in self._sets.values()]
+        judged_first = sorted(self._sets.items(), key=lambda item: item[0] != "data")
+        self.readers = [each.reader for _, each in judged_first]
         self.labels = list(self._sets["train"].classes)
         numbers = {name: c for c, name in enumerate(self.labels)}
         self._numbers: dict[str, np.ndarray] = {}  # of a set's own classes, those in ``labels``
@@ -114,6 +116,11 @@ class LabelledSets:
                 f"{self.labels[unseen[0]]!r} for one; theirs count as wrong"
             )
         tested = embedded["data"]
+        if shared := shared_images(self._sets["data"].reader, self._sets["train"].reader):
+            notes.append(
+                f"{shared:,} of the images of data are in train too: of these the accuracy shows "
+                "what was remembered"
+            )
         labels = [self.labels[c] for c in targets]
         data = describe_data(
             [self._sets["data"].reader],
