@@ -135,7 +135,9 @@ def test_killed_and_run_again_gives_the_same_bytes(clipkit: Run, tmp_path: Path)
     source = write_tar(tmp_path / "a.tar", pair_members(600))
     command = ["data", "pack", source, "--shard-size", "60kB", "--resize", "20", "--workers", "2"]
     done = clipkit(*command[:3], tmp_path / "whole", *command[3:])
-    assert (done.returncode, remarks(done.stderr)) == (0, []), done.stderr
+    # A slow machine shows progress.
+    said = [line for line in remarks(done.stderr) if not line.startswith("pack: ")]
+    assert (done.returncode, said) == (0, []), done.stderr
     expected = _contents(tmp_path / "whole")
     out = tmp_path / "killed"
     again = [*command[:3], out, *command[3:]]
