@@ -30,24 +30,30 @@ class SourceConfig:
     # A file, a folder, a glob (``train-*.tar``), a brace range (``train-{000..127}.tar``), any
     # fsspec URL of these, or ``hf://datasets/owner/name`` for what ``datasets`` loads.
     path: str = ""
-    format: Literal["auto", "webdataset", "parquet", "table", "folder", "datasets"] = "auto"
+    # ``lines``: texts alone, one a line.
+    format: Literal["auto", "webdataset", "parquet", "table", "folder", "datasets", "lines"] = (
+        "auto"
+    )
     # The tar member or column that holds the image, and the caption; found by its usual names
     # where it is not given. ``json.name`` reads a field of a ``.json`` member or a struct.
-    # Several captions are named with commas: ``txt,json.alt``.
+    # Several captions are named with commas: ``txt,json.alt``. In a folder of images ``folder``
+    # says that the names of folders are the classes.
     image: str | None = None
     caption: str | None = None
-    # The folder that relative image paths in a table start from; none: the table's own.
+    # The folder that relative image paths in a table start from; none: the table's own, or one
+    # near it in which they are.
     image_root: str | None = None
-    # The split to take, for ``datasets`` sources.
+    # The split to take, for ``datasets`` sources and Karpathy's JSON.
     split: str = "train"
     # Of a sample with several captions (several columns or members, or a list in one):
     # ``random`` takes another each time it is trained on, by its position, and the first when
-    # evaluating; ``join`` makes one of them all.
-    captions: Literal["random", "first", "join"] = "random"
+    # evaluating; ``join`` makes one of them all. ``lines`` is as ``random``, and each line of a
+    # text is a caption of its own.
+    captions: Literal["random", "first", "join", "lines"] = "random"
     # What a class becomes that is a folder's name, a ``.cls`` member or a class label.
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}"])
     # A file with a name a line, where classes are numbers, or folders that say nothing: the
-    # first line names class 0, or the first folder.
+    # first line names class 0. Folders called by numbers are by these, others by their order.
     class_names: str | None = None
     # How the samples of WebDataset shards are counted. ``index``: all shards are read once,
     # before training. ``sizes``: a ``sizes.json`` beside them tells; each is indexed when it is

@@ -171,6 +171,8 @@ def caption_texts(values: Sequence[Any], source: SourceConfig) -> list[str]:
         texts = [text for value in values for text in _texts(value)]
     else:
         texts = [text for value in values for text in all_texts(value)]
+    if source.captions == "lines":
+        return [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     if len(values) == 1 and len(texts) == 1 and not isinstance(values[0], list | tuple):
         return texts
     texts = [text for text in texts if text.strip()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections import Counter
@@ -10,7 +11,12 @@ from clipkit.config.schema import FilterConfig, SourceConfig
 from clipkit.data import files, lines
 from clipkit.data.arrow import is_saved_dataset, open_dataset
 from clipkit.data.filters import keep_wanted
-from clipkit.data.folder import METADATA_FILES, FolderReader, beside, extension
+from clipkit.data.folder import FolderReader
+from clipkit.data.image_roots import find_image_root
+from clipkit.data.layouts.annotations import has_annotations, has_splits, read_annotations
+from clipkit.data.layouts.sidecars import files_beside
+from clipkit.data.layouts.tables import is_caption_table
+from clipkit.data.layouts.tree import extension
 from clipkit.data.lines import LineReader
 from clipkit.data.magic import content_of, is_parquet
 from clipkit.data.parquet import open_parquet
@@ -26,6 +32,9 @@ _UNDERSTOOD = (
     "images, a datasets folder or hf://datasets/owner/name, or texts alone, one a line (.txt)"
 )
 _SPLITS = re.compile(r"(train|training|valid|validation|val|dev|test|held-?out)(?![a-z])", re.I)
+# COCO's captions: the file of a split, which leads to its images.
+_OF_SPLIT = re.compile(r"captions?_(train|val|test|dev)\w*\.(json|csv|tsv|txt)$", re.I)
+_TEXTS = ("token", "text", "caption", "tab")  # that may be tables
 _HUB_DATASET = re.compile(r"hf://datasets/[^/]+/[^/*?{\[]+/?")
 
 
@@ -49,6 +58,25 @@ def open_source(
         whole = _open(source, progress, estimate=False)
         return keep_wanted(whole, source.filter, progress=progress)
     return _open(source, progress, estimate=estimate)
+
+
+def open_annotated(source: SourceConfig, annotations: str, split: str) -> Reader:
+    """The images of a folder with their captions in a JSON of Karpathy or COCO.
+
+    Args:
+        source: ``path`` is the folder of the images.
+        annotations: the JSON.
+        split: of Karpathy's, ``test``, ``val``, ``train`` or ``restval``.
+
+    Raises:
+        DataError: a file is missing or of another kind, or the split has no images.
+    """
+    if files.kind(source.path) != "folder":
+        raise DataError(f"{source.path}: no such folder; name the folder of the images")
+    read_annotations(annotations, split)  # mistakes in it are told first
+    named = dataclasses.replace(source, split=split)
+    tables = [os.path.abspath(annotations)]
+    return FolderReader(named, source.path, files.walk(source.path), tables=tables)
 
 
 def _open(source: SourceConfig, progress: bool, *, estimate: bool) -> Reader:
@@ -90,10 +118,11 @@ def _open_files(source: SourceConfig, paths: list[str], progress: bool, estimate
     if wanted == "lines":
         return LineReader(source, paths, progress=progress)
     if wanted == "table":
+        if len(paths) == 1 and extension(paths[0]) == "json" and has_annotations(paths[0]):
+            return _open_annotations(source, paths[0])
         return TableReader(source, paths, progress=progress)
     if source.caption != NONE:
-        texts = [beside(path) for path in paths]
-        paths = paths + [text for text in texts if files.kind(text) == "file"]
+        paths = paths + files_beside(paths)
     root = files.parent(os.path.commonprefix(paths))  # noqa: RUF071  URLs have no commonpath
     names = [path[len(root) :].lstrip("/\\") if root else path for path in paths]
     return FolderReader(source, root or ".", names)
@@ -119,18 +148,26 @@ def _open_folder(source: SourceConfig, folder: str, progress: bool, estimate: bo
     if not usable:
         raise DataError(f"{folder}: {_found(names)}; understood are {_UNDERSTOOD}.")
     # Of images only the folders' names tell: test_1.jpg and train_1.jpg may be of one set.
-    _refuse_several_splits(folder, [n for n in usable if chosen != "folder" or "/" in n])
+    if not any(has_splits(files.join(folder, n)) for n in names if extension(n) == "json"):
+        _refuse_several_splits(folder, [n for n in usable if chosen != "folder" or "/" in n], names)
     if chosen == "folder":
-        try:
-            return FolderReader(source, folder, names)
-        except DataError as error:
-            tables = [n for n in by_format.get("table", []) if _base(n) not in METADATA_FILES]
-            if not tables:
-                raise
-            hint = f"{error} There is {files.join(folder, tables[0])}: is that the path you mean?"
-            raise DataError(hint) from None
+        return FolderReader(source, folder, names)
     paths = [files.join(folder, name) for name in usable]
     return _open_files(source, paths, progress, estimate)
+
+
+def _open_annotations(source: SourceConfig, path: str) -> Reader:
+    """Reads a JSON of COCO or Karpathy, whose images lie somewhere near."""
+    root = source.image_root
+    if root is None:
+        images = list(read_annotations(path, source.split).captions)
+        root = find_image_root(path, [*images[:3], *images[len(images) // 2 :: len(images)]])
+        if root is None:
+            raise DataError(
+                f"{path}: {images[0]} is not beside it, nor in a folder near it; set image_root of "
+                "the source to the folder of the images."
+            )
+    return FolderReader(source, root, files.walk(root), tables=[os.path.abspath(path)])
 
 
 def _format_of_file(path: str) -> str | None:
@@ -140,6 +177,8 @@ def _format_of_file(path: str) -> str | None:
         DataError: it is called a table or text, and is something else that is not read.
     """
     by_name = _format_of(path)
+    if by_name is None and extension(path) in _TEXTS and is_caption_table(path):
+        return "table"
     if by_name not in ("table", "lines") or files.is_url(path) or files.kind(path) != "file":
         return by_name
     start = files.read(path, 0, 512)
@@ -147,7 +186,8 @@ def _format_of_file(path: str) -> str | None:
         return "parquet"
     if found := content_of(start):
         raise DataError(f"{path}: is {found[0]}, whatever its name says; {found[1]}.")
-    return by_name
+    # captions.txt of Flickr8k: each line has an image and a caption.
+    return "table" if by_name == "lines" and is_caption_table(path) else by_name
 
 
 def _format_of(path: str) -> str | None:
@@ -163,7 +203,7 @@ def _format_of(path: str) -> str | None:
     return "folder" if name in IMAGE_EXTENSIONS else None
 
 
-def _refuse_several_splits(folder: str, names: list[str]) -> None:
+def _refuse_several_splits(folder: str, names: list[str], all_names: list[str]) -> None:
     """Training on a folder's test shards by accident would make every evaluation worthless."""
     splits: dict[str, str] = {}
     for name in names:
@@ -174,9 +214,10 @@ def _refuse_several_splits(folder: str, names: list[str]) -> None:
     if len(splits) > 1:
         example, name = min(splits.items(), key=lambda item: not item[0].startswith("train"))
         inside = name.split("/")[0] if "/" in name else f"{example}*.{extension(name)}"
+        told = [files.join(folder, n) for n in all_names if _OF_SPLIT.match(_base(n))]
         raise DataError(
             f"{folder}: holds several splits ({', '.join(sorted(splits))}); name one of them, "
-            f"e.g. {files.join(folder, inside)}"
+            f"e.g. {' or '.join(told[:4]) or files.join(folder, inside)}"
         )
 
 

@@ -21,6 +21,7 @@ from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.columns import choose_columns, columns_understood, is_number
 from clipkit.data.image_ids import ImageFiles, named_files, no_images, number_images
+from clipkit.data.image_roots import find_image_root
 from clipkit.data.index import Advance, Arrays, indexed, pack_json, unpack_json
 from clipkit.data.reader import Access, SampleError
 from clipkit.data.records import EXTENSIONS, Delimited, JsonRecords, Record, open_records
@@ -86,6 +87,7 @@ class TableReader:
             self._tables[paths[0]].columns, self._image, self._captions, notes=self._notes(told)
         )
         first_image, _, _ = next(self.records())
+        self._find_roots()
         self.access = Access(remote=files.is_url(paths[0]) or files.is_url(first_image))
         names = [_base(path) for path in paths]
         self.fingerprint = files.digest(
@@ -140,6 +142,22 @@ class TableReader:
         for row in range(len(self)):
             record = self._record(row)[1]
             yield self._name(record) or "", self._texts(record), record
+
+    def _find_roots(self) -> None:
+        """Where the images are not beside their table, they may be in a folder near it."""
+        if self._image is None or self.source.image_root is not None:
+            return
+        for number, (path, size) in enumerate(zip(self.paths, self.shard_sizes, strict=True)):
+            first = int(self._ends[number]) - size
+            rows = dict.fromkeys(first + size * part // 4 for part in range(4)) if size else {}
+            names = [self._name(self._record(row)[1]) or "" for row in rows]
+            root = find_image_root(path, names)
+            if root is not None and root != os.path.dirname(os.path.abspath(path)):
+                self._roots[number] = root
+                note = f"images of {_base(path)} found in {root}"
+                self.understood = dataclasses.replace(
+                    self.understood, notes=[*self.understood.notes, note]
+                )
 
     def _choose(self, table: Delimited | JsonRecords) -> tuple[str | None, list[str]]:
         source = self.source

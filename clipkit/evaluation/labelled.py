@@ -14,6 +14,7 @@ import numpy as np
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import SampleError, open_source
 from clipkit.data.folder import FolderReader
+from clipkit.data.layouts.classes import match_folders, plain_name
 from clipkit.display.console import shorten
 from clipkit.errors import ConfigError, DataError
 from clipkit.evaluation.embedding import EmbeddedSource
@@ -71,7 +72,7 @@ class LabelledData:
             reason.replace("caption", "label"): count
             for reason, count in self.reader.dropped.items()
         }
-        self._by_folder = isinstance(self.reader, FolderReader)
+        self._by_folder = isinstance(self.reader, FolderReader) and (self.reader.understood.classes)
         there = self._labels_there()
         # Where classes are called by numbers, these are no places in a list.
         self._counted = given is not None and not (
@@ -175,10 +176,10 @@ class LabelledData:
 
     def _number(self, there: Sequence[str]) -> dict[str, int]:
         """The class of each label as it may stand in the data."""
-        names = {_plain(label): c for c, label in enumerate(self.classes)}
+        names = {plain_name(label): c for c, label in enumerate(self.classes)}
         for c, each in enumerate(self.classes.values()):
             for name in each:
-                names.setdefault(_plain(name), c)
+                names.setdefault(plain_name(name), c)
         exact = {label: c for c, label in enumerate(self.classes)}
         numbers = {str(c): c for c in range(len(self.classes))}
         if not self._by_folder:
@@ -189,24 +190,20 @@ class LabelledData:
                 self._counted = False  # classes whose names are numbers, by their names
                 return {**names, **exact}
             return {**names, **exact, **numbers}
-        folders = sorted(there)
-        if not all(label in exact or _plain(label) in names for label in folders):
-            if all(label.isdecimal() and int(label) < len(self.classes) for label in folders):
-                return {label: int(label) for label in folders}
-            if len(folders) != len(self.classes):
-                raise ConfigError(
-                    f"class_names: there are {len(self.classes)}, and {len(folders)} folders with "
-                    f"images in {self.reader.source.path}, of which {self._odd(folders, names)!r} "
-                    "is none of them"
-                )
-            return _in_order(folders)
-        return {**names, **exact}
-
-    def _odd(self, folders: Sequence[str], names: Mapping[str, int]) -> str:
-        return next(each for each in folders if _plain(each) not in names)
+        matched = match_folders(there, [[c, *of_class] for c, of_class in self.classes.items()])
+        if matched is None:
+            odd = next(each for each in sorted(there) if plain_name(each) not in names)
+            raise ConfigError(
+                f"class_names: there are {len(self.classes)}, and {len(there)} folders with "
+                f"images in {self.reader.source.path}, of which {odd!r} is none of them"
+            )
+        found, rule = matched
+        if not all(each in exact or plain_name(each) in names for each in there):
+            self._file_notes = [*self._file_notes, rule]
+        return found
 
     def _class_of(self, label: str, where: str) -> int:
-        number = self._numbers.get(label, self._numbers.get(_plain(label)))
+        number = self._numbers.get(label, self._numbers.get(plain_name(label)))
         if number is None:
             count = len(self.classes)
             by_number = self._counted and label.isdecimal()
@@ -216,13 +213,6 @@ class LabelledData:
                 f"classes ({rule})"
             )
         return number
-
-
-def _in_order(folders: Sequence[str]) -> dict[str, int]:
-    """The first folder is class 0; those called by numbers are in their order."""
-    by_number = all(label.isdecimal() for label in folders)
-    ordered = sorted(folders, key=int) if by_number else folders
-    return {label: c for c, label in enumerate(ordered)}
 
 
 def ask_labels(several: bool | None) -> Callable[[Pair], list[str]]:
@@ -262,7 +252,3 @@ def _text(value: Any) -> str:
     if isinstance(value, bool) or value is None or isinstance(value, list | dict):
         raise ConfigError(f"class_names: {value!r} is no text; put it in quotes")
     return str(value)
-
-
-def _plain(label: str) -> str:
-    return label.replace("_", " ").strip().casefold()

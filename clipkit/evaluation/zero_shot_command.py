@@ -14,6 +14,7 @@ from clipkit.atomic import write_json
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import Reader, open_source
 from clipkit.data.folder import FolderReader
+from clipkit.data.layouts.find import NumberedFoldersError
 from clipkit.display.arguments import source_options
 from clipkit.display.console import (
     default_workers,
@@ -64,6 +65,8 @@ def open_pairs(source: SourceConfig, args: argparse.Namespace) -> Reader | None:
         return None
     try:
         reader = open_source(source)
+    except NumberedFoldersError:
+        return None
     except DataError:
         if _has_labels(source):
             return None
@@ -78,7 +81,7 @@ def _has_labels(source: SourceConfig) -> bool:
         reader = open_source(LabelSource(**vars(source)), progress=False)
     except ClipkitError:
         return False
-    return not isinstance(reader, FolderReader)
+    return not (isinstance(reader, FolderReader) and reader.understood.classes)
 
 
 def run_zero_shot(args: argparse.Namespace) -> int:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from clipkit.config.schema import SourceConfig
 from clipkit.data import Reader, files, open_source
-from clipkit.data.folder import FolderReader, extension
+from clipkit.data.folder import FolderReader
+from clipkit.data.layouts.find import NoCaptionsError
+from clipkit.data.layouts.tables import is_caption_table
+from clipkit.data.layouts.tree import extension
 from clipkit.data.lines import EXTENSION as LINES
 from clipkit.data.lines import LineReader
 from clipkit.data.reader import NONE
-from clipkit.data.table import EXTENSIONS as TABLE_EXTENSIONS
 from clipkit.data.table import TableReader
 from clipkit.digest import sha256
 from clipkit.errors import ConfigError, DataError
@@ -30,7 +32,7 @@ def open_wanted(source: SourceConfig, *, images: bool, texts: bool, progress: bo
     Raises:
         DataError: nothing is there, or its captions cannot be read.
     """
-    if not texts and source.image is None and source.path and _has_only_texts(source.path):
+    if not texts and source.image is None and source.path and _has_only_texts(source):
         raise DataError(
             f"{source.path}: a text file, one text a line, has no images; embed its texts with "
             "--only texts, or name a source of images"
@@ -39,7 +41,7 @@ def open_wanted(source: SourceConfig, *, images: bool, texts: bool, progress: bo
         source = dataclasses.replace(source, caption=NONE)
     if not images:
         source = dataclasses.replace(source, image=NONE)
-    if images and texts and source.image is None and _has_only_texts(source.path):
+    if images and texts and source.image is None and _has_only_texts(source):
         source = dataclasses.replace(source, image=NONE)
     try:
         return open_source(source, progress=progress)
@@ -51,7 +53,7 @@ def open_wanted(source: SourceConfig, *, images: bool, texts: bool, progress: bo
             alone = open_source(dataclasses.replace(source, caption=NONE), progress=progress)
         except DataError:
             raise error from None
-        if _has_only_images(alone):
+        if isinstance(alone, FolderReader) and isinstance(error, NoCaptionsError):
             return alone
         hint = (
             "Name the captions' field with --caption FIELD, or embed the images alone with "
@@ -103,15 +105,10 @@ def refuse_source_inside(source: SourceConfig, folder: Path) -> None:
             )
 
 
-def _has_only_images(reader: Reader) -> bool:
-    """Whether these are plain image files without a table that may be their captions."""
-    path = reader.source.path
-    return isinstance(reader, FolderReader) and not (
-        files.kind(path) == "folder"
-        and any(extension(name) in TABLE_EXTENSIONS for name in files.walk(path))
-    )
-
-
-def _has_only_texts(path: str) -> bool:
-    """Whether these are text files, one text a line."""
-    return all(extension(name) == LINES for name in files.expand(path))
+def _has_only_texts(source: SourceConfig) -> bool:
+    """Whether these are text files, one text a line, and no tables of images and captions."""
+    paths = files.expand(source.path)
+    if not all(extension(name) == LINES for name in paths):
+        return False
+    tables = source.format == "auto" and any(map(is_caption_table, paths))
+    return source.format != "table" and not tables

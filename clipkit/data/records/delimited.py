@@ -22,8 +22,9 @@ _MANY = 8
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _NONE = "\0"  # a table of one column has no separator
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
-_IMAGE = re.compile(
-    rf"[^\n]*\.({'|'.join([*IMAGE_EXTENSIONS, 'jfif', 'jpe', 'avif', 'heic'])})(#\d+)?", re.I
+_IMAGE = re.compile(rf"[^\n]*\.({'|'.join([*IMAGE_EXTENSIONS, 'heic', 'jxl'])})(#\d+)?", re.I)
+_BEHIND_IMAGE = re.compile(
+    rf"[^,\t;|]*\.(?:{'|'.join(IMAGE_EXTENSIONS)})(?:#\d+)? *([,\t;|])", re.I
 )
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _ID = re.compile(r"\S*\d\S*")
@@ -282,6 +283,8 @@ def _separator(header: str, path: str) -> str:
     into files called .csv."""
     if path.lower().endswith(".tsv") and "\t" in header:
         return "\t"
+    if record := _BEHIND_IMAGE.match(header):  # no header, and a caption may hold commas
+        return record[1]
     most = max(_SEPARATORS, key=header.count)
     return most if most in header else _NONE
 

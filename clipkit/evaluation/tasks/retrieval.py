@@ -9,9 +9,9 @@ import numpy as np
 
 from clipkit.config.schema import SourceConfig
 from clipkit.data import Reader, open_source
+from clipkit.data.source import open_annotated
 from clipkit.evaluation.caveats import KS, caveats
 from clipkit.evaluation.embedding import Job
-from clipkit.evaluation.karpathy import KarpathyReader
 from clipkit.evaluation.metrics import DIRECTIONS, Ranking, metrics_of
 from clipkit.evaluation.results import TaskResult
 from clipkit.evaluation.retrieval import RetrievalSet, count_set, embed_retrieval_set, rank_set
@@ -53,7 +53,7 @@ class RetrievalTask(Task):
         if options.karpathy is None:
             self.reader = open_source(options.data, progress=progress)
         else:
-            self.reader = KarpathyReader(options.data, options.karpathy, options.split)
+            self.reader = open_annotated(options.data, options.karpathy, options.split)
         self.galleries: list[Reader] = []
         for source in self.options.gallery:
             source.caption = source.caption or "none"
