@@ -50,6 +50,7 @@ from clipkit.retrieval.precision import (
     Precision,
     choose_precision,
     refuse_non_finite,
+    slower_than_float32,
 )
 from clipkit.retrieval.sources import open_wanted, refuse_source_inside, texts_sha256
 from clipkit.retrieval.store import EmbeddingStore, encoder_hashes, read_manifest
@@ -172,6 +173,8 @@ def embed(
             assert plan is not None
         elif show:
             _tell(reader, plan)
+            if slow := slower_than_float32(encoder, precision):
+                remark(slow)
     if columns is not None:
         wanted["columns"] = find_columns(reader, columns)
     if workers is None:

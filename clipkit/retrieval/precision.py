@@ -10,7 +10,7 @@ import torch
 from clipkit.data import Reader, build_eval_loader
 from clipkit.encoder import EncodedBatch, Encoder
 from clipkit.errors import CheckpointError, ConfigError
-from clipkit.models.precision import fastest_precision
+from clipkit.models.precision import fastest_precision, measure_speed, say_speed
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 LEAST_COSINE = 0.999
@@ -87,6 +87,16 @@ def choose_precision(
             f"less than {LEAST_COSINE}; take bf16"
         )
     return ("fp32" if asked == "auto" and least < LEAST_COSINE else other), cosines
+
+
+def slower_than_float32(encoder: Encoder, asked: Precision) -> str | None:
+    """A sentence where bf16 or fp16 is asked for and measured to be slower here than float32."""
+    if asked not in ("bf16", "fp16"):
+        return None
+    speed = measure_speed(encoder.device, asked)
+    if speed >= 1:
+        return None
+    return f"--precision {asked} is measured {say_speed(speed)} here; fp32 or auto is faster"
 
 
 def refuse_non_finite(encoder: Encoder, encoded: EncodedBatch) -> None:

@@ -25,6 +25,7 @@ from tiny_model import noise_image, noise_shard, png_bytes, save_tiny_model, wri
 import clipkit as package
 from clipkit.encoder import Encoder
 from clipkit.errors import CheckpointError, ConfigError, DataError
+from clipkit.models.precision import Choice
 from clipkit.models.products import has_int8_products
 from clipkit.retrieval.embed import embed
 from clipkit.retrieval.page import reader_of
@@ -463,3 +464,33 @@ def test_a_store_of_4_gb_is_written_in_the_memory_of_a_part(tmp_path: Path) -> N
     assert grown["bytes"] > 4e9
     assert grown["anonymous_mib"] < 300, grown
     shutil.rmtree(tmp_path / "store")
+
+
+def test_slow_bf16_is_taken_where_it_is_asked_for_and_told(
+    tiny_encoder: Encoder,
+    shard: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("clipkit.retrieval.precision.measure_speed", lambda *_: 1 / 8)
+    store = embed(tiny_encoder, str(shard), tmp_path / "store", precision="bf16", workers=0)
+    assert store.manifest["precision"] == "bf16"
+    told = "--precision bf16 is measured 8 times slower than float32 here; fp32 or auto is faster"
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fastest", ["fp32", "bf16", "fp16"])
+def test_auto_embeds_in_what_is_measured_to_be_fastest(
+    tiny_encoder: Encoder,
+    shard: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fastest: str,
+) -> None:
+    monkeypatch.setattr(
+        "clipkit.retrieval.precision.fastest_precision", lambda *_, **__: Choice(fastest)
+    )
+    store = run(tiny_encoder, shard, tmp_path / "store", precision="auto", workers=0)
+    assert store.manifest["precision"] == fastest
+    assert all(cosine >= 0.999 for cosine in store.manifest["cosines"].values())
