@@ -226,20 +226,23 @@ def encode(
         return []
     clean = getattr(tokenizer, "clean_text", None)
     words = [clean(text) for text in texts] if clean else list(texts)
-    encoded = tokenizer(
+    ids = tokenizer(
         words,
         truncation=True,
         max_length=context_length,
         return_attention_mask=False,
         split_special_tokens=True,
         verbose=False,
-    )
-    if tokenizer.is_fast:
-        cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
-    else:
-        whole = tokenizer(words, split_special_tokens=True, verbose=False)["input_ids"]
-        cut = [len(ids) > context_length for ids in whole]
-    return [Encoded(*each) for each in zip(encoded["input_ids"], cut, strict=True)]
+    )["input_ids"]
+    # Counted here: what ``overflowing`` holds differs between versions of tokenizers, and a
+    # tokenizer in Python has none. Only texts that fill the context can be longer.
+    full = [i for i, each in enumerate(ids) if len(each) >= context_length]
+    cut = [False] * len(words)
+    if full:
+        whole = tokenizer([words[i] for i in full], split_special_tokens=True, verbose=False)
+        for i, each in zip(full, whole["input_ids"], strict=True):
+            cut[i] = len(each) > context_length
+    return [Encoded(*each) for each in zip(ids, cut, strict=True)]
 
 
 def padded(encoded: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> Tensor:
