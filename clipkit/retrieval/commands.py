@@ -93,6 +93,11 @@ def run_embed(args: argparse.Namespace) -> int:
     for name, number in manifest["unfit"].items():
         remark(f"column {name}: {number:,} values are no {manifest['columns'][name]}, and null")
     remark_cut(manifest["num_truncated"], len(store), manifest["context_length"])
+    if others := manifest.get("num_other_captions"):
+        remark(
+            f"{args.source}: {others:,} further captions are not embedded, only the first of each "
+            "sample; a source with a row a caption embeds all, and search gives one hit an image"
+        )
     if replaced := manifest.get("num_replaced"):
         remark(
             f"{args.source}: {replaced:,} captions hold � in place of bytes that are not UTF-8; "

@@ -188,16 +188,25 @@ def embed(
         return EmbeddingStore(out)
     refuse_difference(folder, plan, wanted, is_finished=is_finished)
     if not is_finished:
-        if plan.precision == "int8" and (reason := encoder.why_not_int8()):
-            raise CheckpointError(
-                f"{folder}: this store was begun in int8, and {reason}; go on where it can be, or "
-                "give --overwrite to make it anew"
-            )
+        _refuse_int8(folder, plan, encoder)
         parts = Parts(folder, plan, rank=rank, world_size=world_size)
         with _at_work(folder, parts) as stop:
             Work(folder, plan, parts, encoder, reader, workers, show, stop).run()
             _finish(folder, plan, parts, encoder, alone=world_size == 1, made=made)
     return EmbeddingStore(out)  # by the name that the caller knows
+
+
+def _refuse_int8(folder: Path, plan: Plan, encoder: Encoder) -> None:
+    """Refuses to go on in int8 where that cannot be computed.
+
+    Raises:
+        CheckpointError: says why.
+    """
+    if plan.precision == "int8" and (reason := encoder.why_not_int8()):
+        raise CheckpointError(
+            f"{folder}: this store was begun in int8, and {reason}; go on where it can be, or "
+            "give --overwrite to make it anew"
+        )
 
 
 @contextmanager
@@ -248,6 +257,7 @@ def _update(
     source = ("source_fingerprint", "source_texts_sha256", "rows")
     options = {name: value for name, value in wanted.items() if name not in source}
     refuse_difference(folder, plan, options, is_finished=True)
+    _refuse_int8(folder, plan, encoder)
     plan = dataclasses.replace(
         plan,
         **{name: wanted[name] for name in source},
@@ -267,7 +277,7 @@ def _update(
     parts = Parts(update, plan, rank=rank, world_size=world_size)
     with _at_work(update, parts) as stop:
         UpdateWork(old, update, plan, parts, encoder, reader, workers, show, stop).run()
-        _finish_update(folder, plan, parts, encoder, old)
+        _finish_update(folder, plan, parts, encoder, old, alone=world_size == 1)
     _take_over(folder, rank)
     if show:
         remark(f"{folder}: {_changes(read_manifest(folder))}")
@@ -303,21 +313,29 @@ def _begin_update(folder: Path, plan: Plan, world_size: int) -> None:
     create_json(update / PLAN, plan.as_json())
 
 
-def _finish_update(folder: Path, plan: Plan, parts: Parts, encoder: Encoder, old: OldStore) -> None:
-    """Writes the manifest of an update that all parts of are done.
+def _finish_update(
+    folder: Path, plan: Plan, parts: Parts, encoder: Encoder, old: OldStore, *, alone: bool
+) -> None:
+    """Writes the manifest of an update of which all parts are done; of another nothing stays.
 
     Raises:
-        CheckpointError: the model has changed, nothing is as it was, or it cannot be written.
-        DataError: no sample can be used.
+        CheckpointError: the model has changed, or the manifest cannot be written.
+        DataError: no sample can be used, or none is one of the store.
     """
     if parts.is_finished():
         return
     _refuse_changed_model(encoder, plan)
     records = parts.records
-    if not any(record["rows"] for record in records.values()):
-        first = next((record["example"] for _, record in sorted(records.items())), None)
-        raise _nothing_usable(plan, first)
-    write_manifest(folder / UPDATE, plan, records, count_changes=old.count_changes)
+    try:
+        if not any(record["rows"] for record in records.values()):
+            first = next((record["example"] for _, record in sorted(records.items())), None)
+            raise _nothing_usable(plan, first)
+        write_manifest(folder / UPDATE, plan, records, count_changes=old.count_changes)
+    except DataError:
+        if alone:
+            with plain_errors(folder):
+                remove_update(folder)
+        raise
 
 
 def _take_over(folder: Path, rank: int) -> None:

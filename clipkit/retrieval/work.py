@@ -28,7 +28,7 @@ from clipkit.data.holdout import PartReader
 from clipkit.data.loader import Loader
 from clipkit.display.console import progress_bar, remark
 from clipkit.encoder import EncodedBatch, Encoder
-from clipkit.errors import Preempted
+from clipkit.errors import DataError, Preempted
 from clipkit.interrupt import Stop
 from clipkit.retrieval.images import HASH, Told, hash64, tell
 from clipkit.retrieval.index import Index
@@ -385,6 +385,9 @@ class OldStore:
         Returns:
             How many rows are ``new``, ``changed`` (another content under the same key),
             ``removed`` and ``kept``.
+
+        Raises:
+            DataError: all are removed: this is another source.
         """
         new = list(files)
         same = {path.name for path in new} & {*self._files[TABLE]}
@@ -393,6 +396,12 @@ class OldStore:
         gone = _unmatched(theirs, ours if self.is_known else [])
         come = _unmatched(ours, theirs if self.is_known else [])
         changed = (Counter(gone) & Counter(come)).total()
+        if len(gone) - changed == len(self.store):
+            raise DataError(
+                f"{self.store.folder}: none of its {len(gone):,} samples, which are of "
+                f"{self.store.source.path}, is in this source; name that one, or give --overwrite "
+                "to make a store of this one"
+            )
         return {
             "new": len(come) - changed,
             "changed": changed,

@@ -145,3 +145,17 @@ def test_types_and_precision_keep_the_vectors(
         assert told == pytest.approx(cosines.min(), abs=1e-3)
     (hit,) = store.index(model=tiny_encoder).search(image=noise_image(3), k=1)
     assert hit.source_row == 3
+
+
+def test_further_captions_of_a_row_are_counted_and_said(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [png_bytes(noise_image(i)) for i in range(4)]
+    captions = [[f"red {i}", f"green {i}", f"blue {i}"] for i in range(3)] + [["alone"]]
+    table = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"image": images, "caption": captions}), table)
+    assert main(["embed", str(tiny_folder), str(table), str(tmp_path / "store")]) == 0
+    assert "6 further captions are not embedded, only the first of each" in capsys.readouterr().err
+    store = EmbeddingStore(tmp_path / "store")
+    assert store.manifest["num_other_captions"] == 6
+    assert store.table["caption"].to_pylist() == ["red 0", "red 1", "red 2", "alone"]

@@ -225,6 +225,12 @@ def test_another_model_or_option_is_refused_and_leaves_the_store(
     nothing = write_shard(tmp_path / "bad.tar", [(b"x", "cat")] * 3)
     with pytest.raises(DataError, match="none of 3 samples can be used"):
         run(tiny_encoder, nothing, out, update=True)
+    others = folder_of({"x": (500, "of another source")}, tmp_path / "others")
+    with pytest.raises(
+        DataError, match=r"none of its 20 samples, which are of .*a\.tar, is in this"
+    ):
+        run(tiny_encoder, others, out, update=True)
+    assert not (out / "update").exists()
     with pytest.raises(ConfigError, match="--update"):
         run(tiny_encoder, shard, out, update=True, overwrite=True)
     assert before.items() <= {p: p.read_bytes() for p in out.iterdir() if p.is_file()}.items()
