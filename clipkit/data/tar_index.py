@@ -133,7 +133,7 @@ def _fields_with_text(path: str, listing: TarListing, samples: Samples) -> dict[
                 record = parse_fields(files.read(path, offset, size))
                 bits = 0
                 for bit, name in enumerate(reader.CAPTION_COLUMNS):
-                    value = reader.field_of(record, name) if record else None
+                    value = record.get(name)
                     texts = [] if value is None else reader.caption_texts([value], source)
                     bits |= any(text.strip() for text in texts) << bit
                 found[member.number] = bits
