@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from clipkit.config.schema import LabelSource
+from clipkit.data.arrow import DatasetReader
+from clipkit.data.image_ids import number_images
 from clipkit.data.mixture import MixtureReader
 from clipkit.data.reader import Reader, SampleError, samples_text
+from clipkit.data.table import TableReader
+from clipkit.data.webdataset import TarReader
 from clipkit.display.console import escape_control, remark, shorten
 from clipkit.types import Pair
 
 _SHOWN = 60  # columns that a caption or a key takes in the line
 _REASONS = 6  # named one by one; the others are added up
+_COUNTED = 100_000  # rows; of larger sources, rows that share an image are not looked for
 
 
 def remark_source(reader: Reader, *, name: str = "") -> None:
@@ -51,7 +58,7 @@ def describe(reader: Reader) -> str:
         also = f" (also there: {', '.join(understood.also)})" if understood.also else ""
         word = "classes" if isinstance(reader.source, LabelSource) else "captions"
         parts.append(f"{word}: {understood.captions}{also}")
-    an_image = understood.an_image
+    an_image = understood.an_image or _rows_an_image(reader)
     if not an_image and first is not None and first.others:
         an_image = f"{1 + len(first.others)}"
     if an_image not in ("", "1"):
@@ -65,6 +72,21 @@ def describe(reader: Reader) -> str:
     if told := _left_out(left_out):
         line += f" · {told}"
     return escape_control(" · ".join([line, *understood.notes]))
+
+
+def _rows_an_image(reader: Reader) -> str:
+    """How many rows an image has, where that is cheap to know and more than one."""
+    if not isinstance(reader, TarReader | DatasetReader | TableReader) or reader.access.remote:
+        return ""
+    if len(reader) > _COUNTED or (images := reader.image_files()) is None:
+        return ""
+    # A table is known by the names; the content of its files would have to be read.
+    ids = images.of_row if isinstance(reader, TableReader) else number_images(images)
+    if ids is None or not len(ids):
+        return ""
+    rows = np.bincount(ids)
+    least, most = int(rows.min()), int(rows.max())
+    return "" if most == 1 else str(most) if least == most else f"{least} to {most}"
 
 
 def _of(pair: Pair) -> str:
