@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import yaml
 
 from clipkit.config.schema import Config, SourceConfig, StageConfig
+from clipkit.config.templates import resolve_templates
+from clipkit.config.yaml_text import parse_value, read_yaml
 from clipkit.errors import ConfigError
 
 T = TypeVar("T")
@@ -31,12 +33,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: the file cannot be read, a key does not exist (the nearest is named), a
             value has the wrong type, or values do not fit together.
     """
-    tree = read_yaml(Path(path))
+    tree = read_yaml(Path(path), schema=Config)
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign or not key:
             raise ConfigError(f"{override}: not an override; write key=value, e.g. optim.lr=5e-4")
-        _set(tree, key, parse_yaml(value, where=key))
+        _set(tree, key, parse_value(value, key=key, schema=Config))
     return config_from_dict(tree, where=str(path))
 
 
@@ -53,7 +55,7 @@ def source_from_dict(tree: dict[str, Any], *, where: str) -> SourceConfig:
     Raises:
         ConfigError: a key does not exist, or a value has the wrong type.
     """
-    return _typed(SourceConfig, tree, where)
+    return _typed(SourceConfig, _whole_source(tree, where), where)
 
 
 def options_from_dict(schema: type[T], tree: dict[str, Any]) -> T:
@@ -67,7 +69,7 @@ def options_from_dict(schema: type[T], tree: dict[str, Any]) -> T:
     for key, kind in typing.get_type_hints(schema).items():
         value = tree.get(key)
         if kind is SourceConfig or kind == SourceConfig | None:
-            tree[key] = {"path": value} if isinstance(value, str) else value
+            tree[key] = _whole_source(value, key)
             if value is None:
                 del tree[key]
         elif kind == list[SourceConfig] and value is not None:
@@ -81,7 +83,7 @@ def options_from_dict(schema: type[T], tree: dict[str, Any]) -> T:
 def _source(value: Any, key: str) -> dict[str, Any]:
     """The whole tree of a source in a list; of one in a list, jsonargparse says less plainly what
     is wrong."""
-    value = {"path": value} if isinstance(value, str) else value
+    value = _whole_source(value, key)
     _check_keys(value, SourceConfig, prefix=f"{key}.")
     if not value.get("path"):
         raise ConfigError(f"{key}: no source is named; give a file, folder, glob or URL")
@@ -361,69 +363,6 @@ def _check_values(tree: dict[str, Any], prefix: str = "") -> None:
                 raise ConfigError(f"{key}: {value}; it must be below 2**63")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys in silence; we refuse."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # <<: what follows may be set anew
-                continue
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a list or mapping is no key", key_node.start_mark
-                )
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key} stands here twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-def parse_yaml(text: str, *, where: str) -> Any:
-    """What a text in YAML says, without running anything of it.
-
-    Raises:
-        ConfigError: it is no YAML, or a key stands twice.
-    """
-    try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise ConfigError(f"{where}{line}: {problem}") from None
-
-
-def read_yaml(path: Path, *, what: str = "config") -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Args:
-        path: the file.
-        what: it is called.
-
-    Raises:
-        ConfigError: it is missing, cannot be read, or holds something else; a key stands twice.
-    """
-    if not path.is_file():
-        known_as = "suite-*.yaml" if what == "suite" else "[!s]*.yaml"
-        near = sorted(str(p) for p in Path("configs").glob(known_as))
-        known = f"; there are {', '.join(near)}" if near else ""
-        raise ConfigError(f"{path}: no such {what} file{known}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    tree = parse_yaml(text, where=str(path))
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a {what} is a mapping of keys, this is a {type(tree).__name__}")
-    return tree
-
-
 def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for depth, name in enumerate(parents):
@@ -453,15 +392,35 @@ def _expand_sources(tree: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(data, dict):
         return tree
     data = dict(data)
-    if isinstance(data.get("train"), str):
-        data["train"] = {"path": data["train"]}
+    if data.get("train") is not None:
+        data["train"] = _whole_source(data["train"], "data.train")
     for key in ("evaluate", "mix"):
         if isinstance(data.get(key), dict):
             data[key] = {
-                str(name): {"path": value} if isinstance(value, str) else value
+                str(name): _whole_source(value, f"data.{key}.{name}")
                 for name, value in data[key].items()
             }
     return {**tree, "data": data}
+
+
+def _whole_source(value: Any, key: str) -> Any:
+    """The tree of a source that may be written as its path; its templates may be one text, or the
+    name of a set.
+
+    Raises:
+        ConfigError: it is a list, or there is no such set.
+    """
+    if isinstance(value, str):
+        return {"path": value}
+    if isinstance(value, list):
+        raise ConfigError(
+            f"{key}: a list, and one path is wanted; name several files by a glob or braces, such "
+            "as shards/{000..127}.tar, and several sources under data.mix"
+        )
+    if isinstance(value, dict) and isinstance(value.get("templates"), str):
+        where = f"{key}.templates"
+        return {**value, "templates": resolve_templates(value["templates"], where=where)}
+    return value
 
 
 def _expand_stages(tree: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipkit.config.load import parse_yaml
+from clipkit.config.yaml_text import parse_yaml
 from clipkit.data import files
 from clipkit.display.console import shorten
 from clipkit.errors import ConfigError, DataError

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipkit.config.load import options_from_dict, read_yaml
+from clipkit.config.load import options_from_dict
+from clipkit.config.yaml_text import read_yaml
 from clipkit.display.source_line import remark_source
 from clipkit.errors import ClipkitError, ConfigError, Preempted
 from clipkit.evaluation.standard_sets import standard_set, wds_keys

@@ -169,3 +169,76 @@ def test_shipped_configs_are_valid(root: Path) -> None:
             overrides = ["data.train=pairs.csv"]
         load_config(path, overrides)
         assert f"configs/{path.name}" in path.read_text().splitlines()[0], path
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("data.train=2019", ("train", "path", "2019")),
+        ("data.train.path=007", ("train", "path", "007")),
+        ("data.train=yes", ("train", "path", "yes")),
+        ("data.train=*.tar", ("train", "path", "*.tar")),
+        ("data.train=[ab]*.tar", ("train", "path", "[ab]*.tar")),
+        ("data.train=shards/{a,b}.tar", ("train", "path", "shards/{a,b}.tar")),
+        ("data.train={path: 2019, caption: 2}", ("train", "caption", "2")),
+        ("data.train.caption='no'", ("train", "caption", "no")),
+        ("data.train.caption=null", ("train", "caption", None)),
+        ("data.train.caption=[title, text]", ("train", "caption", "title,text")),
+        ("data.train.class_names=123", ("train", "class_names", "123")),
+        ("data.train.image_root=12:30", ("train", "image_root", "12:30")),
+        ("data.train.templates=a photo of a {}", ("train", "templates", ["a photo of a {}"])),
+        (
+            "data.train.templates=[it's a {}, 'b, {}']",
+            ("train", "templates", ["it's a {}", "b, {}"]),
+        ),
+        ("data.train.templates=none", ("train", "templates", ["{}"])),
+    ],
+)
+def test_a_text_is_taken_as_it_is_written(
+    config_file: Path, override: str, wanted: tuple[str, str, object]
+) -> None:
+    source, name, value = wanted
+    config = load_config(config_file, [override])
+    assert getattr(getattr(config.data, source), name) == value
+
+
+def test_names_that_yaml_takes_for_numbers_and_dates_are_texts(config_file: Path) -> None:
+    config_file.write_text(
+        "data:\n  train: {path: 2019, class_names: 0123, templates: photo}\n"
+        "  evaluate: {2020: 2021, no: dev.csv}\n"
+        "train: {steps: 10}\noutput: 2024-01-01\n"
+    )
+    config = load_config(config_file)
+    assert (config.data.train.path, config.data.train.class_names) == ("2019", "0123")
+    assert len(config.data.train.templates) == 7
+    assert {name: s.path for name, s in config.data.evaluate.items()} == {
+        "2020": "2021",
+        "no": "dev.csv",
+    }
+    assert config.output == "2024-01-01"
+    for text in ("2024", "007", "2024-13-45", "1e3", "off"):
+        assert load_config(config_file, [f"output={text}"]).output == text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train.caption=no", "no is false in YAML; write none for a source that has none"),
+        ("data.train.image=on", "data.train.image: on is true in YAML; write a column's name"),
+        ("data.train=null", "data.train: it has no value"),
+        ("data.train=[a.tar, b.tar]", "data.train: a list, and one path is wanted; name several"),
+        ("data.train.templates=foto", "data.train.templates: 'foto' has no {} where the label"),
+    ],
+)
+def test_what_may_mean_two_things_is_refused_with_what_to_write(
+    config_file: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, [override])
+    assert message in str(caught.value)
+
+
+def test_braces_without_quotes_in_a_file_say_so(config_file: Path) -> None:
+    config_file.write_text("data: {train: {path: x, templates: [a photo of a {}]}}\n")
+    with pytest.raises(ConfigError, match=r"line 1: .*; put texts that hold \{\} in quotes"):
+        load_config(config_file)
