@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "encoder": {*TOWERS, *SHOWN},
     "evaluation": {*TOWERS, *SHOWN, "encoder"},
     "retrieval": {*TOWERS, *SHOWN, "encoder"},
-    "interchange": {*TOWERS, *SHOWN, "encoder", "evaluation"},
+    "interchange": {*TOWERS, *SHOWN, "encoder", "evaluation", "training"},
     "serve": {*TOWERS, *SHOWN, "encoder", "retrieval"},
     "training": {*TOWERS, *SHOWN, "encoder", "evaluation", "retrieval"},
     "cli": {

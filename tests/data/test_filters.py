@@ -152,10 +152,10 @@ def test_an_image_with_a_row_for_each_caption_is_one_sample(tmp_path: Path) -> N
     assert all_captions(reader, 0) == ["one", "two", "three"]
 
 
-def test_captions_that_are_not_utf8_are_counted(tmp_path: Path) -> None:
+def test_captions_in_no_known_encoding_are_counted(tmp_path: Path) -> None:
     members = []
     for i in range(4):
-        text = b"caf\xe9 number" if i % 2 else "café number".encode()
+        text = b"caf\x81 number" if i % 2 else "café number".encode()
         members += [(f"{i}.jpg", encoded()), (f"{i}.txt", text)]
     reader = open_source(SourceConfig(path=str(write_tar(tmp_path / "x.tar", members))))
     tokenizer = train_tokenizer(reader.captions(), vocab_size=600, context_length=12)

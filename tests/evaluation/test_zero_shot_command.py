@@ -88,7 +88,8 @@ def test_the_numbers_are_those_of_a_suite(
     task.open()
     expected = task.run(Job(tiny_encoder))
     assert expected is not None
-    assert measured(tmp_path / "e.json")["metrics"] == expected.metrics
+    # Batches are formed alike, but threads may add up in another order.
+    assert measured(tmp_path / "e.json")["metrics"] == pytest.approx(expected.metrics, abs=1e-6)
     lines = out.splitlines()
     assert lines[0].split() == ["value", "95%", "interval", "images", "classes"]
     assert lines[1].split()[:2] == ["top-1", f"{expected.metrics['top1']:.3f}"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import ENVIRONMENT, ROOT, Run
+from command_line import ENVIRONMENT, ROOT, Run, remarks
 from PIL import Image
 from test_run import said, write_config
 
@@ -106,7 +106,7 @@ def test_log_lines_fit_100_columns(spiked: tuple[Path, str], clipkit: Run, tmp_p
     result = clipkit("train", config)
     assert result.returncode == 0, result.stderr
     assert "third 33.33%" in said(result)
-    lines = [*spiked[1].splitlines(), *result.stderr.splitlines()]
+    lines = [*remarks(spiked[1]), *remarks(result.stderr)]
     assert max(len(line) for line in lines) <= 100
 
 
