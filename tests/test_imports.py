@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "threads": set(),
     "config": {"errors"},
     "data": LOW,
-    "models": LOW,
+    "models": {*LOW, "data"},  # a model is compared with its tokenizer
     "losses": LOW,
     "inputs": {*LOW, "data"},
     "display": {*LOW, "data", "inputs"},
