@@ -1,8 +1,7 @@
 """Rows → numbers of their images: rows with the same image file content have the same number.
 
-Two image files are the same where their size and CRC-32 agree. Files of different sizes are
-never read. Different files of one size are taken for the same with a probability of 2^-32 a pair;
-whoever asks only keeps such rows together, so that such a mistake loses nothing.
+Two image files are the same where their size and checksum agree; see ``Checksum``. Files of
+different sizes are never read.
 """
 
 from __future__ import annotations
@@ -24,6 +23,40 @@ _CHUNK = 2**20
 NO_IMAGE = -1
 
 
+class Checksum:
+    """The checksum of a file that is read piece by piece: CRC-32 in the low 32 bits, and 31 bits of
+    Adler-32 above them.
+
+    CRC-32 alone takes two PNG files of one size for the same with a probability of 2^-16, since a
+    PNG file holds the CRC-32 of its own data.
+    """
+
+    def __init__(self) -> None:
+        self._crc, self._adler = 0, 1
+
+    def add(self, data: Any) -> None:
+        """Goes on with the next bytes."""
+        self._crc = zlib.crc32(data, self._crc)
+        self._adler = zlib.adler32(data, self._adler)
+
+    @property
+    def value(self) -> int:
+        """Of what was added, 0 or more."""
+        return (self._adler & 0x7FFFFFFF) << 32 | self._crc
+
+
+def checksum_of(data: Any) -> int:
+    """``Checksum`` of bytes."""
+    checksum = Checksum()
+    checksum.add(data)
+    return checksum.value
+
+
+def is_content(data: bytes, checksum: int) -> bool:
+    """Whether bytes have a ``Checksum``, by its CRC-32, which is enough to find damage."""
+    return zlib.crc32(data) == checksum & 0xFFFFFFFF
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFiles:
     """The image files of N rows.
@@ -32,7 +65,7 @@ class ImageFiles:
         of_row: (N,) the number of each row's file, below F.
         sizes: (F,) bytes of each file; ``NO_IMAGE`` where there is none; below that for a file
             known by its name alone, a hash of that name.
-        checksums: (M,) files' numbers, ascending → (M,) their CRC-32.
+        checksums: (M,) files' numbers, ascending → (M,) each one's ``Checksum``.
     """
 
     of_row: NDArray[np.int64]
@@ -44,7 +77,7 @@ def number_images(images: ImageFiles | None) -> NDArray[np.int64] | None:
     """(N,) the number of each row's image, in order of first appearance; None for None."""
     if images is None:
         return None
-    # (F, 2) size and CRC-32. A file of a size of its own needs no checksum.
+    # (F, 2) size and checksum. A file of a size of its own needs no checksum.
     keys = np.zeros((len(images.sizes), 2), dtype=np.int64)
     keys[:, 0] = images.sizes
     none = np.flatnonzero(images.sizes == NO_IMAGE)
@@ -144,7 +177,7 @@ def column_images(column: Any, nested: Sequence[str], folder: str) -> ImageFiles
         for begin, images, _ in image_batches(column, nested):
             for i in np.flatnonzero(asked[begin : begin + len(images)]):
                 if images[i].is_valid:
-                    found[begin + i] = zlib.crc32(images[i].as_buffer())
+                    found[begin + i] = checksum_of(images[i].as_buffer())
         of_paths = asked[rows]
         if of_paths.any():
             found[rows[of_paths]] = [_checksum(paths[row]) for row in rows[of_paths]]
@@ -196,15 +229,15 @@ def _hash(name: str) -> int:
 
 
 def _checksum(path: str) -> int:
-    """CRC-32 of a local file; -1 where it cannot be read."""
-    checksum = 0
+    """``Checksum`` of a local file; -1 where it cannot be read."""
+    checksum = Checksum()
     try:
         with open(path, "rb") as file:
             while part := file.read(_CHUNK):
-                checksum = zlib.crc32(part, checksum)
+                checksum.add(part)
     except OSError:
         return -1
-    return checksum
+    return checksum.value
 
 
 def image_batches(column: Any, nested: Sequence[str]) -> Iterable[tuple[int, Any, Any]]:

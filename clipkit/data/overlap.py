@@ -16,10 +16,10 @@ _MOST_BYTES = 8 * 2**30  # of images that are read to compare them
 
 
 def shared_images(evaluated: Reader, training: Reader) -> int | None:
-    """How many different images of a source are in another one, by size and CRC-32.
+    """How many different images of a source are in another one, by size and checksum.
 
     Images of sizes that only one of the two has are not read; those in tars, whose index knows
-    the CRC-32, never are.
+    the checksum, never are.
 
     Args:
         evaluated: the source whose images are counted.
@@ -57,7 +57,7 @@ def training_reader(config: Config) -> Reader | None:
 
 
 def _contents(images: ImageFiles, numbers: np.ndarray) -> set[tuple[int, int]]:
-    """Size and CRC-32 of some of the files."""
+    """Size and checksum of some of the files."""
     checksums = images.checksums(numbers)
     return set(zip(images.sizes[numbers].tolist(), checksums.tolist(), strict=True))
 

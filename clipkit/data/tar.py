@@ -12,12 +12,12 @@ sparse files are passed over and counted.
 from __future__ import annotations
 
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from clipkit.data.image_ids import Checksum
 from clipkit.errors import DataError
 
 BLOCK = 512
@@ -53,7 +53,7 @@ class TarListing:
 
     Attributes:
         members: (name, offset, size) of each; of a hard link, the place of what it names.
-        checksums: CRC-32 of each one's data; -1 of those above 256 MiB.
+        checksums: ``Checksum`` of each one's data; -1 of those above 256 MiB.
         parts: the number of the archive that each is in, where several are laid end to end.
         blank: whether each is empty, or holds white space alone.
         passed: members that are no files, by kind.
@@ -196,11 +196,10 @@ def _is_blank(data: bytes) -> bool:
 def _checksum(blocks: _Blocks, offset: int, length: int) -> int:
     if length > _MAX_CHECKED:
         return -1
-    checksum = 0
+    checksum = Checksum()
     for at in range(offset, offset + length, _READ_AHEAD):
-        part = blocks.get(at, min(_READ_AHEAD, offset + length - at))
-        checksum = zlib.crc32(part, checksum)
-    return checksum
+        checksum.add(blocks.get(at, min(_READ_AHEAD, offset + length - at)))
+    return checksum.value
 
 
 def _next_header(

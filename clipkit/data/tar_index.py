@@ -20,7 +20,7 @@ from clipkit.data.index import Advance, Arrays, open_index, pack_json, pack_text
 from clipkit.data.tar import TarListing, list_tar, refuse_compressed
 from clipkit.data.tar_samples import Samples, group_members
 
-KIND = "tar 4"
+KIND = "tar 5"
 FIELDS = "json"
 _FIRST_DOT = "first dot "  # before the names of a second set of arrays
 
@@ -31,7 +31,7 @@ class Places(NamedTuple):
     Attributes:
         offset: (S,) bytes, -1 where there is no such member.
         size: (S,) bytes; 0 of one that is empty or holds white space alone.
-        checksum: (S,) CRC-32, -1 where it is not known.
+        checksum: (S,) ``Checksum``, -1 where it is not known.
     """
 
     offset: NDArray[np.int64]

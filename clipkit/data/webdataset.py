@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
-from clipkit.data.image_ids import NO_IMAGE, ImageFiles, number_images
+from clipkit.data.image_ids import NO_IMAGE, ImageFiles, is_content, number_images
 from clipkit.data.index import (
     Arrays,
     has_index_beside,
@@ -382,7 +381,7 @@ class TarReader:
         data = files.read(path, offset, size)
         if len(data) < size:
             raise SampleError(reader.CUT)
-        if size == whole and checksum >= 0 and zlib.crc32(data) != checksum:
+        if size == whole and checksum >= 0 and not is_content(data, checksum):
             raise SampleError(reader.CHANGED)
         return data
 

@@ -7,12 +7,14 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 from command_line import Run
+from PIL import Image
 from sample_files import encoded, photo
 
 from clipkit.config.schema import SourceConfig
@@ -137,3 +139,32 @@ def test_train_refuses_a_holdout_of_one_image(clipkit: Run, tmp_path: Path) -> N
     assert done.returncode == 3
     assert "one image alone cannot be split by data.holdout" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["tar", "folder", "parquet"])
+def test_png_files_of_one_size_are_told_apart(tmp_path: Path, kind: str) -> None:
+    # The CRC-32 of such files has 65,536 values, as each holds the CRC-32 of its own data.
+    pixels = np.random.default_rng(0).integers(0, 256, (1500, 8, 8, 3), dtype=np.uint8)
+    images = []
+    for each in pixels:
+        buffer = io.BytesIO()
+        Image.fromarray(each).save(buffer, "PNG", compress_level=0)
+        images.append(buffer.getvalue())
+    assert len({zlib.crc32(data) for data in images}) < 1500
+    if kind == "tar":
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            for row, data in enumerate(images):
+                for name, content in ((f"{row}.png", data), (f"{row}.txt", b"a")):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    elif kind == "folder":
+        for row, data in enumerate(images):
+            (tmp_path / f"{row}.png").write_bytes(data)
+    else:
+        rows = [{"image": {"bytes": data, "path": None}, "caption": "a"} for data in images]
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "x.parquet"))
+    source = SourceConfig(path=str(tmp_path), caption="none" if kind == "folder" else None)
+    ids = open_source(source, progress=False).image_ids()
+    assert ids is not None
+    assert len(np.unique(ids)) == 1500
