@@ -20,6 +20,7 @@ from clipkit.data import files, reader
 from clipkit.data.arrow_rows import CaptionColumns, has_image
 from clipkit.data.columns import choose_columns, columns_understood
 from clipkit.data.image_ids import ImageFiles, column_images, no_images, number_images, part_of
+from clipkit.data.label_file import read_class_names
 from clipkit.data.packed_fields import is_packed, unpack_metadata
 from clipkit.data.reader import Access, SampleError
 from clipkit.data.table import read_image
@@ -222,8 +223,7 @@ class DatasetReader:
         image, captions = choose_columns(source, columns, self.source.path, first)
         for name in captions:
             if name in classes and not (isinstance(source, LabelSource) and source.numbers):
-                told = reader.read_class_names(self.source)
-                self._class_names[name] = told or list(features[name].names)
+                self._class_names[name] = _named(self.source, list(features[name].names))
         chosen = [name for name in captions if name in classes] or classes
         if len(chosen) == 1:
             names = self._class_names.get(chosen[0], list(features[chosen[0]].names))
@@ -295,6 +295,17 @@ class DatasetReader:
         if value is None or isinstance(value, bytes):
             return value
         raise SampleError("no image in the image column")
+
+
+def _named(source: SourceConfig, labels: list[str]) -> list[str]:
+    """The names of classes by number: as ``class_names`` has them, by label or in order."""
+    file = read_class_names(source)
+    if file is None:
+        return labels
+    by_label = file.by_label()
+    if all(label in by_label for label in labels):
+        return [by_label[label][0] for label in labels]
+    return file.by_number()
 
 
 _BULKY = ("binary", "large_binary")

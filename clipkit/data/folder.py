@@ -53,7 +53,7 @@ class FolderReader:
         self._classes: dict[str, str] | None = None  # folder → class
         self._captioned = Captions("")
         class_names: list[str] = []
-        rule = ""
+        rule: list[str] = []
         if tables:
             self._captioned = _of_tables(tree, source, tables)
         elif source.caption != reader.NONE:
@@ -75,7 +75,7 @@ class FolderReader:
             unused=count_unused(tree, self._captioned.used),
             classes=of_folders,
             class_names=class_names,
-            notes=[*self._captioned.notes, *([rule] if rule else [])],
+            notes=[*self._captioned.notes, *rule],
         )
         self.fingerprint = self._digest()
 

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipkit.config.schema import LabelSource, SourceConfig
-from clipkit.data import files, formats
+from clipkit.data import formats
 from clipkit.data.image_ids import ImageFiles
 from clipkit.data.understood import Understood
-from clipkit.errors import DataError
 from clipkit.types import Pair
 
 IMAGE_EXTENSIONS = formats.IMAGE_EXTENSIONS
@@ -207,24 +206,6 @@ def class_captions(name: str, source: SourceConfig) -> list[str]:
         return [name.strip()]
     name = name.replace("_", " ").strip()
     return caption_texts([[template.format(name) for template in source.templates]], source)
-
-
-def read_class_names(source: SourceConfig) -> list[str] | None:
-    """The lines of ``class_names``; None where it is not set.
-
-    Raises:
-        DataError: it cannot be read, or is empty.
-    """
-    path = source.class_names
-    if path is None:
-        return None
-    try:
-        lines = decode_text(files.read_all(path, 2**24)).splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: class_names cannot be read ({error.strerror}).") from error
-    if not any(lines):
-        raise DataError(f"{path}: class_names is empty; it needs a name a line.")
-    return lines
 
 
 def name_some(names: Sequence[str], most: int = 12) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.index import Arrays
+from clipkit.data.label_file import read_class_names
 from clipkit.data.packed_fields import PackedFields, unpack_fields
 from clipkit.data.reader import SampleError
 from clipkit.data.tar_index import FIELDS, Places, find_members, parse_fields
@@ -42,7 +43,9 @@ class TarCaptions:
 
     def __init__(self, source: SourceConfig) -> None:
         self.source = source
-        self.class_names = reader.read_class_names(source) or []
+        file = read_class_names(source)
+        self.class_names = [] if file is None else file.by_number()
+        self._by_label = {} if file is None else file.by_label()
         self._is_label = isinstance(source, LabelSource)
         self.wanted: list[Wanted]
         if source.caption is None:
@@ -132,11 +135,13 @@ class TarCaptions:
         """The number and the name of a sample's class; None where there is none."""
         text = reader.decode_text(raw or b"").strip()
         if not text.isdecimal():
-            return None, text or None
+            return None, self._by_label.get(text, [text])[0] or None
         number = int(text) if len(text) < 10 else -1
         if not self.class_names:
             return number, packed.class_name
-        return number, self.class_names[number] if 0 <= number < len(self.class_names) else None
+        return number, (
+            self.class_names[number] or None if 0 <= number < len(self.class_names) else None
+        )
 
     def _of_class(self, raw: bytes | None, packed_name: str | None) -> list[str]:
         """The captions that a ``.cls`` member stands for: it holds a class's number or name."""

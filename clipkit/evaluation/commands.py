@@ -207,10 +207,10 @@ def run_classify(args: argparse.Namespace) -> int:
     import sys
 
     with quick_imports():
+        from clipkit.data.label_file import read_labels
         from clipkit.display.console import plain_warnings, remark
         from clipkit.encoder import load
         from clipkit.errors import ConfigError, DataError
-        from clipkit.evaluation.label_file import read_labels
         from clipkit.evaluation.zero_shot import ZeroShotClassifier
 
     names = _image_files(args.images)

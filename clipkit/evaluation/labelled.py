@@ -14,11 +14,11 @@ import numpy as np
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import SampleError, open_source
 from clipkit.data.folder import FolderReader
+from clipkit.data.label_file import read_label_file
 from clipkit.data.layouts.classes import match_folders, plain_name
 from clipkit.display.console import shorten
 from clipkit.errors import ConfigError, DataError
 from clipkit.evaluation.embedding import EmbeddedSource
-from clipkit.evaluation.label_file import read_label_file
 from clipkit.evaluation.labels import names_of
 from clipkit.types import Pair
 

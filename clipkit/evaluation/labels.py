@@ -49,15 +49,6 @@ def names_of(labels: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, l
     return names
 
 
-def unique_labels(names: Sequence[str]) -> dict[str, str]:
-    """Label → name, in order: the name itself, and with its number where it was there before, as
-    in ImageNet, which has two pairs of classes with one name."""
-    labels: dict[str, str] = {}
-    for number, name in enumerate(names):
-        labels[f"{name} ({number})" if name in labels else name] = name
-    return labels
-
-
 def targets_of(given: Iterable[str], labels: Sequence[str]) -> np.ndarray:
     """(N,) int64: which of the labels each of N given ones is.
 

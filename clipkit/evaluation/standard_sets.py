@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from clipkit.data import files
+from clipkit.data.label_file import unique_labels
 from clipkit.errors import ConfigError, DataError
-from clipkit.evaluation.labels import unique_labels
 
 _FOLDER = Path(__file__).parent / "standard"
 _LARGEST = 2**24  # bytes of a file of names

@@ -383,6 +383,23 @@ def test_class_folders_are_by_name_where_the_names_are_in_the_list(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("LOC_synset_mapping.txt", "n02119789 hen, bird\nn01440764 cat, house cat\n"),
+        ("class_index.json", '{"1": ["n02119789", "hen"], "0": ["n01440764", "cat"]}'),
+        ("names.json", '[\n  "cat",\n  "hen"\n]'),
+        ("names.csv", "label,name\nn02119789,hen\nn01440764,cat\n"),
+    ],
+)
+def test_files_of_class_names_are_read_in_training_as_in_evaluation(tmp_path, name, content):
+    write_images(tmp_path / "data", "n01440764/a.jpg", "n02119789/b.jpg")
+    (tmp_path / name).write_text(content)
+    reader = open_path(tmp_path / "data", class_names=str(tmp_path / name))
+    assert captions_of(reader) == {"n01440764/a.jpg": ["a photo of a cat"],
+                                   "n02119789/b.jpg": ["a photo of a hen"]}  # fmt: skip
+
+
 def test_folders_called_by_numbers_alone_need_names(tmp_path):
     write_images(tmp_path, "0/1.jpg", "1/1.jpg")
     with pytest.raises(DataError, match=r"called by numbers.*Set class_names"):

@@ -359,5 +359,9 @@ def test_class_members_become_captions(tmp_path):
     assert list(reader.captions()) == ["a guide dog", "a tabby cat", ""]
     bare = write_tar(tmp_path / "y.tar", [("a.jpg", encoded()), ("a.cls", b"guide_dog\n")])
     assert open_tar(bare)[0].caption == "a photo of a guide dog"
+    keyed = tmp_path / "keyed.txt"
+    keyed.write_text("".join(f"{n}: {name}\n" for n, name in enumerate(["tabby cat", "guide_dog"])))
+    same = open_tar(path, class_names=str(keyed), templates=["a {}", "one {}."])
+    assert list(same.texts()) == list(reader.texts())
     with pytest.raises(DataError, match=r"none\.txt: class_names cannot be read"):
         open_tar(path, class_names=str(tmp_path / "none.txt"))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, formats, reader
+from clipkit.data.label_file import read_class_names
 from clipkit.data.layouts.classes import are_numbers, match_folders
 from clipkit.data.layouts.found import Captions
 from clipkit.data.layouts.sidecars import find_sidecars
@@ -77,24 +78,29 @@ def find_captions(tree: ImageTree, source: SourceConfig) -> Captions | None:
     return None
 
 
-def name_classes(tree: ImageTree, source: SourceConfig) -> tuple[dict[str, str], list[str], str]:
-    """The class name of each folder, all classes in order, and the rule by which they match.
+def name_classes(
+    tree: ImageTree, source: SourceConfig
+) -> tuple[dict[str, str], list[str], list[str]]:
+    """The class name of each folder, all classes in order, and how the file of names was read.
 
     Raises:
         DataError: ``class_names`` and the folders do not match.
     """
     folders = _folders(tree)
-    names = reader.read_class_names(source)
-    if names is None:
-        return {folder: folder for folder in folders}, folders, ""
-    matched = match_folders(folders, [[name] for name in names])
+    file = read_class_names(source)
+    if file is None:
+        return {folder: folder for folder in folders}, folders, []
+    classes = file.by_label()
+    names = [each[0] for each in classes.values()]
+    matched = match_folders(folders, [[label, *each] for label, each in classes.items()])
     if matched is None:
         raise DataError(
             f"{source.class_names}: names {len(names)} classes, and there are images in "
             f"{len(folders)} folders of {source.path}."
         )
     numbers, rule = matched
-    return {folder: names[number] for folder, number in numbers.items()}, names, rule
+    named = {folder: names[number] for folder, number in numbers.items()}
+    return named, names, [*file.notes, rule]
 
 
 def count_unused(tree: ImageTree, used: frozenset[str]) -> dict[str, int]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from clipkit.data.label_file import read_label_file, read_labels
 from clipkit.errors import ConfigError, DataError
-from clipkit.evaluation.label_file import read_label_file, read_labels
 
 
 def write(folder: Path, name: str, content: str | bytes) -> str:

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipkit.config.schema import SourceConfig
 from clipkit.config.yaml_text import parse_yaml
 from clipkit.data import files
-from clipkit.display.console import shorten
 from clipkit.errors import ConfigError, DataError
-from clipkit.evaluation.labels import unique_labels
 
 Classes = list[str] | dict[str, list[str]]
 
@@ -26,6 +25,7 @@ _NAMES = ("name", "names", "class_name", "class_names", "label", "labels", "clas
 _NUMBERS = ("id", "index", "idx", "number", "class_id", "label_id", "class_index")
 _LISTS = ("names", "id2label", "class_names", "classes", "labels", "categories")
 _NUMBERED = re.compile(r"(\d+)(\s*[,;:\t.)]\s*|\s+)(\S.*)")
+_NUMBER = re.compile(r"\d{1,6}")
 _ID = re.compile(r"\d+|[nvar]\d{8}")
 _SYNSET = re.compile(r"([nvar]\d{8})[,\s]\s*(\S.*)")
 
@@ -52,6 +52,32 @@ class LabelFile:
             return dict(zip(firsts, self.classes.values(), strict=True))
         return self.classes
 
+    def by_label(self) -> dict[str, list[str]]:
+        """Label → names; a name without a label is its own."""
+        if isinstance(self.classes, dict):
+            return self.classes
+        return {name: [name] for name in self.classes}
+
+    def by_number(self) -> list[str]:
+        """The name of each class by its number: by its label, where all of these are numbers, and
+        empty where there is none; else in the order of the file."""
+        classes = self.by_label()
+        firsts = [names[0] for names in classes.values()]
+        if not isinstance(self.classes, dict) or not all(map(_NUMBER.fullmatch, classes)):
+            return firsts
+        numbers = [int(label) for label in classes]
+        by_number = dict(zip(numbers, firsts, strict=True))
+        return [by_number.get(number, "") for number in range(max(numbers) + 1)]
+
+
+def unique_labels(names: Sequence[str]) -> dict[str, str]:
+    """Label → name, in order: the name itself, and with its number where it was there before, as
+    in ImageNet, which has two pairs of classes with one name."""
+    labels: dict[str, str] = {}
+    for number, name in enumerate(names):
+        labels[f"{name} ({number})" if name in labels else name] = name
+    return labels
+
 
 def read_labels(given: str) -> LabelFile:
     """What ``--labels`` names: a file, or labels between commas, in quotes where they hold one.
@@ -72,6 +98,18 @@ def read_labels(given: str) -> LabelFile:
             f"--labels: {given}: {error}; quote a label that has a comma: '\"salt, pepper\",mug'"
         ) from None
     return LabelFile([label.strip() for row in rows for label in row if label.strip()], [])
+
+
+def read_class_names(source: SourceConfig) -> LabelFile | None:
+    """The file that ``class_names`` of a source names; None where it names none.
+
+    Raises:
+        ConfigError: it holds no names, or not one a line.
+        DataError: it cannot be read.
+    """
+    if source.class_names is None:
+        return None
+    return read_label_file(source.class_names, key="class_names", numbered=True)
 
 
 def read_label_file(path: str, *, key: str = "--labels", numbered: bool = False) -> LabelFile:
@@ -101,7 +139,7 @@ def read_label_file(path: str, *, key: str = "--labels", numbered: bool = False)
         unique = unique_labels(classes)
         twice = [name for name, count in Counter(classes).items() if count > 1]
         if twice:
-            notes.append(f"named twice, so that they tie: {shorten(', '.join(twice), 60)}")
+            notes.append(f"named twice, so that they tie: {_cut(', '.join(twice))}")
         classes = {label: [name] for label, name in unique.items()} if twice else classes
     if not classes:
         raise ConfigError(f"{path}: it holds no labels; give a name a line")
@@ -269,7 +307,7 @@ def _of_tree(tree: Any, path: str, notes: list[str]) -> Classes:
             return _numbered([(key, each[0]) for key, each in keyed.items()], path, notes)
         return keyed
     if not isinstance(tree, list):
-        raise ConfigError(f"{path}: holds {shorten(repr(tree), 40)}; give a list of names")
+        raise ConfigError(f"{path}: holds {_cut(repr(tree), 40)}; give a list of names")
     if tree and all(isinstance(each, Mapping) for each in tree):
         key = next((k for k in _NAMES if all(k in each for each in tree)), None)
         number = next((k for k in _NUMBERS if all(k in each for each in tree)), None)
@@ -295,5 +333,9 @@ def _texts(value: Any, path: str) -> list[str]:
 
 def _text(value: Any, path: str) -> str:
     if isinstance(value, bool) or value is None or isinstance(value, list | dict):
-        raise ConfigError(f"{path}: {shorten(repr(value), 40)} is no text; put it in quotes")
+        raise ConfigError(f"{path}: {_cut(repr(value), 40)} is no text; put it in quotes")
     return str(value).strip()
+
+
+def _cut(text: str, width: int = 60) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
