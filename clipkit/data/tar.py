@@ -171,6 +171,7 @@ def _list(
         number = places.get((entry.part, entry.target.removeprefix(b"./")), -1)
         if 0 <= number < len(listing.members):
             _, offset, size = listing.members[number]
+            places[entry.part, entry.name.removeprefix(b"./")] = len(listing.members)
             listing.members.append((entry.name, offset, size))
             listing.checksums.append(listing.checksums[number])
             listing.blank.append(listing.blank[number])

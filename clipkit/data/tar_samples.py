@@ -153,9 +153,10 @@ def _group_archive(members: list[Member], found: Samples) -> None:
 def _each_whole(of_key: list[Member]) -> list[list[Member]]:
     """The samples of a key that comes again as a whole; none where it does not."""
     rounds = _rounds(of_key)
-    extensions = [{member.extension for member in each} for each in rounds]
+    extensions = [[member.extension for member in each] for each in rounds]
     if not all(any(map(is_image, each)) for each in extensions):
         return _by_extension(of_key)
+    # In another order, one round may end with a corrected caption that the next takes along.
     same = all(each == extensions[0] for each in extensions)
     together = all(len(each) > 1 and _adjacent(each) for each in rounds)
     return rounds if same or together else []

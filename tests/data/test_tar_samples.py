@@ -153,16 +153,28 @@ def test_tar_r_corrects_a_caption(tmp_path: Path) -> None:
     assert shown(reader) == [(0, "0"), (1, "1"), (2, "corrected"), (3, "3")]
 
 
+@pytest.mark.skipif(shutil.which("tar") is None, reason="no tar here")
+def test_a_corrected_caption_is_not_paired_with_an_image_of_an_appended_tar(tmp_path: Path) -> None:
+    write(tmp_path / "x.tar", "a.jpg:1 a.txt:1 b.jpg:2 b.txt:2 a.txt:11")
+    write(tmp_path / "y.tar", "a.jpg:3 a.txt:3 b.jpg:4 b.txt:4 a.jpg:5")
+    subprocess.run(["tar", "-A", "-f", "x.tar", "y.tar"], cwd=tmp_path, check=True)
+    reader = opened(tmp_path / "x.tar")
+    assert shown(reader) == right(2, 4)
+    assert reader.dropped == {UNCLEAR: 3}
+
+
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_hard_links_are_followed_and_other_members_counted(tmp_path: Path, format: int) -> None:
     long = "a/" + "x" * 120 + ".jpg"
     with tarfile.open(tmp_path / "x.tar", "w", format=format) as tar:
-        for name, data in ((long, image(1)), (long[:-3] + "txt", b"1"), ("b.txt", b"1")):
+        for name, data in ((long, image(1)), (long[:-3] + "txt", b"1"), ("b.txt", b"1"),
+                           ("e.txt", b"1")):  # fmt: skip
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
         for name, kind, target in (
             ("b.jpg", tarfile.LNKTYPE, "./" + long),
+            ("e.jpg", tarfile.LNKTYPE, "b.jpg"),  # a link to a link
             ("c.jpg", tarfile.LNKTYPE, "not-there.jpg"),
             ("d.jpg", tarfile.SYMTYPE, long),
             ("folder", tarfile.DIRTYPE, ""),
@@ -175,7 +187,7 @@ def test_hard_links_are_followed_and_other_members_counted(tmp_path: Path, forma
             info.size = 1
             tar.addfile(info, io.BytesIO(b"x"))
     reader = opened(tmp_path / "x.tar")
-    assert shown(reader) == right(1, 1)
+    assert shown(reader) == right(1, 1, 1)
     assert dict(reader.understood.unused) == {
         "hard link to a file that is not in the tar": 1,
         "symbolic link": 1,
