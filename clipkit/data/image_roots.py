@@ -10,7 +10,9 @@ from itertools import islice
 from clipkit.data import files
 
 _MOST = 1000  # folders that are looked into
-_ABOUT = re.compile(r"(annotation|caption|label|text|metadata|meta|split|table|json)s?", re.I)
+_ABOUT = re.compile(
+    r"(\w*[_-])?(annotation|caption|label|text|metadata|meta|split|table|json)s?", re.I
+)
 
 
 def find_image_root(table: str, names: Sequence[str]) -> str | None:

@@ -31,6 +31,7 @@ from clipkit.types import Pair
 __all__ = ["EXTENSIONS", "TableReader", "read_image"]
 
 _FIRST = 200  # records that tell what is in a column
+_LOOKED_FOR = 100_000  # rows; of larger tables, missing images are found when they are read
 # ``000.jpg#2``: the third caption of 000.jpg, as Flickr8k numbers them.
 _NUMBERED = re.compile(rf"(.*\.(?:{'|'.join(reader.IMAGE_EXTENSIONS)}))#\d+", re.I | re.S)
 
@@ -42,6 +43,8 @@ class TableReader:
         source: ``image`` and ``caption`` name columns; ``a.b`` a field inside one.
         paths: the tables, in order. Image paths are relative to their table.
         progress: show a bar while indexing.
+        look: leave out rows whose image file is missing, of local tables that are not large; other
+            rows are found out when they are read.
 
     Raises:
         DataError: a file is missing or broken, lacks the columns, or holds no usable row.
@@ -50,7 +53,9 @@ class TableReader:
         paths: the tables, in order.
     """
 
-    def __init__(self, source: SourceConfig, paths: list[str], *, progress: bool) -> None:
+    def __init__(
+        self, source: SourceConfig, paths: list[str], *, progress: bool, look: bool = True
+    ) -> None:
         self.source = source
         self.damage: list[str] = []
         self.lost = 0
@@ -88,6 +93,8 @@ class TableReader:
         )
         first_image, _, _ = next(self.records())
         self._find_roots()
+        if look and len(self) <= _LOOKED_FOR and not files.is_url(paths[0]):
+            self._leave_out_missing()
         self.access = Access(remote=files.is_url(paths[0]) or files.is_url(first_image))
         names = [_base(path) for path in paths]
         self.fingerprint = files.digest(
@@ -158,6 +165,29 @@ class TableReader:
                 self.understood = dataclasses.replace(
                     self.understood, notes=[*self.understood.notes, note]
                 )
+
+    def _leave_out_missing(self) -> None:
+        """Leaves out the rows whose image file is missing; none where all are, since their texts
+        may be all that is wanted."""
+        whole = len(self)
+        missing = [row for row in range(whole) if self._is_missing(row)]
+        if not 0 < len(missing) < whole:
+            return
+        there = np.ones(whole, dtype=bool)
+        there[missing] = False
+        for number, (end, size) in enumerate(zip(self._ends, self.shard_sizes, strict=True)):
+            kept = there[end - size : end]
+            self._offsets[number] = self._offsets[number][kept]
+            self._sizes[number] = self._sizes[number][kept]
+            self.shard_sizes[number] = int(kept.sum())
+        self._ends = np.cumsum(self.shard_sizes, dtype=np.int64)
+        self.dropped["missing image file"] = len(missing)
+
+    def _is_missing(self, row: int) -> bool:
+        number, record = self._record(row)
+        name = self._name(record)
+        path = "" if name is None else image_path(self._roots[number], name)
+        return bool(path) and not files.is_url(path) and not os.path.lexists(path)
 
     def _choose(self, table: Delimited | JsonRecords) -> tuple[str | None, list[str]]:
         source = self.source

@@ -45,12 +45,13 @@ def describe(reader: Reader) -> str:
     """
     understood = reader.understood
     first: Pair | None = None
+    unreadable = ""
     for row in range(min(3, len(reader))):
         try:
             first = reader[row]
             break
-        except SampleError:  # counted when it is its turn
-            continue
+        except SampleError as error:  # counted when it is its turn
+            unreadable = unreadable or f"{reader.place(row)[0]}: {error}"
     parts = [f"{samples_text(reader)} rows"]
     if understood.images:
         parts.append(f"images: {understood.images}")
@@ -66,6 +67,8 @@ def describe(reader: Reader) -> str:
     line = ", ".join(parts)
     if first is not None:
         line += f" · first: {_of(first)}"
+    elif unreadable:
+        line += f" · the first cannot be read: {unreadable}"
     left_out = {**reader.dropped}
     for reason, count in understood.unused.items():
         left_out[reason] = left_out.get(reason, 0) + count

@@ -14,6 +14,7 @@ from sample_files import encoded
 
 from clipkit.config.schema import SourceConfig
 from clipkit.data import SampleError, open_source
+from clipkit.display.source_line import describe
 from clipkit.errors import DataError
 
 
@@ -211,14 +212,23 @@ def test_other_columns_of_one_table_have_their_own_index(folder):
 
 
 def test_a_missing_image_costs_one_sample(folder):
-    content = "image,caption\nnowhere.jpg,x\npictures,x\nbad\0name.jpg,x\npictures/a.jpg,x\n"
+    content = "image,caption\nnowhere.jpg,x\npictures,x\nbad\0name.jpg,x\npictures/a.jpg,y\n"
     reader = open_table(folder, "t.csv", content)
-    for row, reason in enumerate(
-        ["missing image file", "unreadable image file", "unreadable image file"]
-    ):
-        with pytest.raises(SampleError, match=reason):
-            reader[row]
-    assert reader[3].image
+    assert reader.dropped == {"missing image file": 2}
+    with pytest.raises(SampleError, match="unreadable image file"):
+        reader[0]
+    assert reader[1].image
+    assert list(reader.captions()) == ["x", "y"]
+    (folder / "pictures/a.jpg").unlink()  # in the middle of a run
+    with pytest.raises(SampleError, match="missing image file"):
+        reader[1]
+
+
+def test_a_table_whose_images_are_all_missing_says_where_they_are_looked_for(folder):
+    reader = open_table(folder, "t.csv", "image,caption\nb/nowhere.jpg,x\n")
+    assert len(reader) == 1  # its texts may be all that is wanted
+    told = f"the first cannot be read: {folder / 'b/nowhere.jpg'}: missing image file"
+    assert told in describe(reader)
 
 
 def test_several_tables_are_one_source(folder):

@@ -128,7 +128,7 @@ def _read(tree: ImageTree, source: SourceConfig, name: str) -> _Table:
     # Its own folder: where the images are is found out among those that are listed.
     own = replace(source, path=path, image=image, caption=",".join(captions))
     own.image_root = files.parent(path)
-    rows = TableReader(own, [path], progress=False)
+    rows = TableReader(own, [path], progress=False, look=False)
     columns = f"column{'s' * (len(captions) > 1)} {', '.join(captions)}"
     told = rows.understood
     return _located(tree, source, name, columns, rows.records(), told.also, told.notes)
