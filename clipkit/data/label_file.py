@@ -26,6 +26,7 @@ _NUMBERS = ("id", "index", "idx", "number", "class_id", "label_id", "class_index
 _LISTS = ("names", "id2label", "class_names", "classes", "labels", "categories")
 _NUMBERED = re.compile(r"(\d+)(\s*[,;:\t.)]\s*|\s+)(\S.*)")
 _NUMBER = re.compile(r"\d{1,6}")
+_WORDNET = re.compile(r"[nvar]\d{8}")
 _ID = re.compile(r"\d+|[nvar]\d{8}")
 _SYNSET = re.compile(r"([nvar]\d{8})[,\s]\s*(\S.*)")
 
@@ -305,6 +306,13 @@ def _of_tree(tree: Any, path: str, notes: list[str]) -> Classes:
         keyed = _keyed([(_text(k, path), _texts(v, path)) for k, v in tree.items()], path)
         if all(key.isdecimal() for key in keyed) and all(len(each) == 1 for each in keyed.values()):
             return _numbered([(key, each[0]) for key, each in keyed.items()], path, notes)
+        with_id = (len(each) > 1 and _WORDNET.fullmatch(each[0]) for each in keyed.values())
+        if all(map(_NUMBER.fullmatch, keyed)) and all(with_id):
+            # imagenet_class_index.json: {"0": ["n01440764", "great_white_shark"], …}
+            notes.append("each class has its number, a WordNet id and its names")
+            ordered = [keyed[key] for key in sorted(keyed, key=int)]
+            named = [(i, [name.replace("_", " ") for name in each]) for i, *each in ordered]
+            return _keyed(named, path)
         return keyed
     if not isinstance(tree, list):
         raise ConfigError(f"{path}: holds {_cut(repr(tree), 40)}; give a list of names")
