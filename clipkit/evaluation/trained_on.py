@@ -10,7 +10,6 @@ from clipkit.data import Reader
 from clipkit.data.overlap import shared_images, training_reader
 from clipkit.encoder import Encoder
 from clipkit.errors import ClipkitError, DataError
-from clipkit.evaluation.run_suite import run_folder
 
 _MOST_SAMPLES = 20_000_000  # of the training data, whose index is read
 _NOT_COMPARED = (
@@ -31,10 +30,10 @@ class TrainedOn:
 
     @classmethod
     def of_model(cls, encoder: Encoder) -> TrainedOn:
-        """The data of the run that a model lies in, by its config. Of a model that lies in none
-        nothing is known, and nothing is said."""
-        run = run_folder(encoder.folder) if Path(encoder.name or "").is_dir() else None
-        if run is None or not (run / "config.yaml").is_file():
+        """The data of the run that a model or checkpoint lies in, by its config. Of a model that
+        lies in none nothing is known, and nothing is said."""
+        run = _run_of(encoder.folder) if Path(encoder.name or "").is_dir() else None
+        if run is None:
             return cls(None, told=False)
         try:
             config = load_config(run / "config.yaml")
@@ -57,6 +56,15 @@ class TrainedOn:
         if count is None:
             return _NOT_COMPARED if self._told else ""
         return f"{count:,} of its images are in the training data" if count else ""
+
+
+def _run_of(model: Path) -> Path | None:
+    """The run that a model's folder lies in: ``RUN/model`` or ``RUN/checkpoints/STEP/model``."""
+    model = model.absolute()
+    places = [model.parent] if model.name == "model" else []
+    if places and model.parent.parent.name == "checkpoints":
+        places.append(model.parents[2])
+    return next((each for each in places if (each / "config.yaml").is_file()), None)
 
 
 def _samples(run: Path) -> int:
