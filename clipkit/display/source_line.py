@@ -59,9 +59,10 @@ def describe(reader: Reader) -> str:
         also = f" (also there: {', '.join(understood.also)})" if understood.also else ""
         word = "classes" if isinstance(reader.source, LabelSource) else "captions"
         parts.append(f"{word}: {understood.captions}{also}")
-    an_image = understood.an_image or _rows_an_image(reader)
+    an_image = understood.an_image
     if not an_image and first is not None and first.others:
         an_image = f"{1 + len(first.others)}"
+    an_image = an_image or _rows_an_image(reader)
     if an_image not in ("", "1"):
         parts.append(f"{an_image} an image")
     line = ", ".join(parts)

@@ -14,6 +14,7 @@ from sample_files import encoded, photo, write_tar
 from clipkit.cli import main
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import open_source
+from clipkit.display.source_line import describe
 
 COUNT = 6
 CLASSES = ["golden_retriever", "tabby cat"]
@@ -186,3 +187,19 @@ def test_a_folder_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     (out / "plan.json").write_text("{}")
     (out / "sizes.json").write_text("{}")
     assert main(["data", "pack", source.path, str(out), "--workers", "0"]) == 4
+
+
+def test_captions_of_a_row_are_counted_though_other_rows_have_its_image(tmp_path: Path) -> None:
+    fields = [{"captions": ["a cat", "a tabby", f"number {number}"]} for number in range(COUNT)]
+    members = [
+        (f"{number}.{extension}", content)
+        for number in range(COUNT)
+        for extension, content in (
+            ("jpg", image(min(number, 3))),
+            ("json", json.dumps(fields[number]).encode()),
+        )
+    ]
+    path = write_tar(tmp_path / "x.tar", members)
+    line = describe(open_source(SourceConfig(path=str(path), caption="json.captions")))
+    assert "3 an image" in line
+    assert "1 to 3" not in line
