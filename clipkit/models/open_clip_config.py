@@ -248,6 +248,7 @@ def _convert(
             f"{path}: the image tower is a ResNet; clipkit loads vision transformers of open_clip."
         )
     width = int(vision.get("width", 768))
+    vocab_size = int(text.get("vocab_size", 49408))
     clip = CLIPConfig(
         projection_dim=dim,
         vision_config={
@@ -260,9 +261,11 @@ def _convert(
         text_config={
             **_tower(path, "text_cfg", text, int(text.get("width", 512)), quick),
             "num_attention_heads": int(text.get("heads", 8)),
-            "vocab_size": int(text.get("vocab_size", 49408)),
+            "vocab_size": vocab_size,
             "max_position_embeddings": int(text.get("context_length", 77)),
             "projection_dim": dim,
+            # transformers' own are of OpenAI's tokenizer: it warns where there are no such tokens.
+            **({} if vocab_size >= 49408 else {"bos_token_id": None, "eos_token_id": None}),
         },
     )
     own = bool(text.get("hf_tokenizer_name"))

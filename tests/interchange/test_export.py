@@ -149,6 +149,16 @@ def test_an_export_prints_what_it_compared_and_nothing_else(
     assert ("pipeline(" in card) == (to == "transformers")
 
 
+def test_a_checkpoint_of_open_clip_with_few_tokens_loads_without_warnings(
+    tmp_path: Path, clipkit: Any
+) -> None:
+    export(str(save_clip(tmp_path / "model")), tmp_path / "out", to="open_clip")
+    noise_image(0).save(tmp_path / "a.png")
+    shown = clipkit("classify", tmp_path / "out", tmp_path / "a.png", "--labels", "cat,dog")
+    assert shown.returncode == 0
+    assert shown.stderr == ""
+
+
 def test_an_export_that_gives_other_numbers_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
