@@ -14,6 +14,7 @@ import os
 import re
 import stat as stat_module
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,7 +84,7 @@ def walk(folder: str) -> list[str]:
 
     Links to folders are followed, each real folder once, by its own name where it has one below
     ``folder``. Hidden files are left out, and stores of embeddings: they are made from images,
-    perhaps from those around them.
+    perhaps from those around them. A folder that may not be read is left out with a warning.
     """
     if is_url(folder):
         fs, inner = remote.filesystem(folder)
@@ -125,11 +126,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What is in a folder and not hidden; nothing where it may not be read."""
+    """What is in a folder and not hidden; nothing where it may not be read, which is told."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not _hidden(entry.name)]
-    except OSError:
+    except OSError as error:
+        why = error.strerror or error
+        warnings.warn(
+            f"{folder}: the folder cannot be read ({why}); what is in it is left out", stacklevel=3
+        )
         return []
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -311,7 +312,13 @@ def image_path(folder: str, name: str) -> str:
     Windows, with ``\\``."""
     path = files.join(folder, name)
     if "\\" in name and not files.is_url(name) and (files.is_url(path) or not os.path.exists(path)):
-        return files.join(folder, name.replace("\\", "/"))
+        path = files.join(folder, name.replace("\\", "/"))
+    if not path.isascii() and not files.is_url(path) and not os.path.exists(path):
+        # An accent may be a letter of its own, as macOS writes it, or not.
+        for form in ("NFC", "NFD"):
+            other = os.path.join(folder, unicodedata.normalize(form, name.replace("\\", "/")))
+            if os.path.exists(other):
+                return other
     return path
 
 

@@ -82,7 +82,8 @@ class TarCaptions:
             image: its images.
 
         Raises:
-            DataError: they are numbers of classes that have no names.
+            DataError: they are numbers of classes that have no names, or no ``.json`` has one of
+                the fields that are named.
         """
         if self._is_label:
             return
@@ -96,6 +97,8 @@ class TarCaptions:
                 self.wanted = [Wanted((FIELDS,), name)]
             elif not with_text.any() and (find_members(arrays, [CLASS]).offset >= 0).any():
                 self.wanted = [Wanted((CLASS,))]
+        elif named := [wanted.field for wanted in self.wanted if wanted.field]:
+            _check_fields(path, find_members(arrays, [FIELDS]), named)
         if self.of_class and not self.class_names:
             self._check_class(path, arrays)
 
@@ -164,6 +167,21 @@ class TarCaptions:
             raise DataError(
                 f"{path}: its .cls members hold numbers ({int(content)}, for one); set "
                 "class_names of the source to a file with the name of a class in each line."
+            )
+
+
+def _check_fields(path: str, fields: Places, named: Sequence[str]) -> None:
+    """Refuses fields that none of some ``.json`` members has; those there are are named."""
+    there = np.flatnonzero(fields.size > 0)
+    probed = fields.take(there[:: max(1, len(there) // _PROBED)])
+    records = [parse_fields(_read(path, probed, i)) for i in range(len(probed.offset))]
+    records = [{**record, **unpack_fields(record).metadata} for record in records]
+    names = list(dict.fromkeys(str(key) for record in records for key in record))
+    for name in named:
+        if names and all(reader.field_of(record, name) is None for record in records):
+            raise DataError(
+                f"{path}: no .json of {len(records)} that were looked at has a field {name!r}; "
+                f"their fields are {reader.name_some(names)}. Set caption of the source."
             )
 
 

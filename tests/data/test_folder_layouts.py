@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import unicodedata
 
 import pytest
 from sample_files import encoded, photo
@@ -419,3 +420,25 @@ def test_the_command_line_says_how_it_read_a_folder(clipkit, tmp_path):
     done = clipkit("train", "configs/folder.yaml", "--dry-run", f"data.train={tmp_path / 'plain'}")
     assert done.returncode == 3
     assert "all are in Images" in done.stderr
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_with_accents_are_found_however_these_are_written(tmp_path, on_disk, in_table):
+    disk, table = (unicodedata.normalize(form, "caf\u00e9") for form in (on_disk, in_table))
+    write_images(tmp_path, f"{disk} 1.jpg", f"{disk} 2.jpg")
+    (tmp_path / f"{table} 1.txt").write_text("one")
+    (tmp_path / f"{table} 2.txt").write_text("two")
+    assert [pair.caption for pair in open_path(tmp_path)] == ["one", "two"]
+    for number in "12":
+        (tmp_path / f"{table} {number}.txt").unlink()
+    (tmp_path / "t.csv").write_text(f"image,caption\n{table} 1.jpg,one\n{table} 2.jpg,two\n")
+    assert [pair.caption for pair in open_path(tmp_path)] == ["one", "two"]
+    assert all(pair.image for pair in open_path(tmp_path / "t.csv"))
+
+
+def test_a_broken_table_that_names_the_images_is_told(tmp_path):
+    write_images(tmp_path, *(f"images/{n}.jpg" for n in range(4)))
+    rows = "".join(f"{n},Men,Navy Blue Shirt{', wide' * (n == 3)}\n" for n in range(4))
+    (tmp_path / "styles.csv").write_text(f"id,gender,productDisplayName\n{rows}")
+    with pytest.raises(DataError, match=r"styles\.csv, line 5: not a valid record"):
+        open_path(tmp_path, caption="productDisplayName")

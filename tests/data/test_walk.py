@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
+
 from clipkit.data.files import walk
 
 
@@ -40,3 +44,17 @@ def test_links_that_lead_in_a_circle_or_above_end(tmp_path):
     (folder / "gone").symlink_to(tmp_path / "nowhere")
     # A link that leads nowhere is a file that cannot be read, and is told as one.
     assert walk(str(folder)) == ["cat/1.jpg", "gone", "itself"]
+
+
+def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    folder = write(tmp_path / "photos", "a/1.jpg", "closed/2.jpg")
+    scan = os.scandir
+
+    def refuse(path):  # whoever runs the tests may be allowed everything
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.warns(UserWarning, match=r"closed: the folder cannot be read \(Permission denied"):
+        assert walk(str(folder)) == ["a/1.jpg"]

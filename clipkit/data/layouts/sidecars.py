@@ -12,7 +12,7 @@ from typing import Any
 from clipkit.config.schema import SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.layouts.found import Captions
-from clipkit.data.layouts.tree import ImageTree, extension, stem
+from clipkit.data.layouts.tree import ImageTree, extension, same_name, stem
 from clipkit.errors import DataError
 
 JSON = "json"
@@ -93,9 +93,10 @@ def _beside(tree: ImageTree) -> dict[str, dict[str, str]]:
     by_stem: dict[str, dict[str, str]] = {}
     for name in tree.names:
         if name not in images:
-            by_stem.setdefault(stem(name), {}).setdefault(extension(name), name)
+            by_stem.setdefault(same_name(stem(name)), {}).setdefault(extension(name), name)
     nothing: dict[str, str] = {}
-    found = ((n, by_stem.get(n, nothing) | by_stem.get(stem(n), nothing)) for n in tree.images)
+    keys = ((n, same_name(n)) for n in tree.images)
+    found = ((n, by_stem.get(k, nothing) | by_stem.get(stem(k), nothing)) for n, k in keys)
     return {image: there for image, there in found if there}
 
 

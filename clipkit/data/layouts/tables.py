@@ -30,6 +30,7 @@ _SAMPLE = 200  # records that tell what is in a column
 _SOME = 0.1  # of a column's values, that name images of the folder
 _MOST = 100  # tables that are looked at
 _NUMBER = re.compile(r"#\d+$")  # of Flickr8k's captions: ``name.jpg#0``
+_CELLS = re.compile(r"[,;\t|]")
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|training|valid|validation|val|dev|test)(?![a-z])", re.I)
 _LIKE_CAPTIONS = re.compile(r"caption|description|annotation|sentence|prompt", re.I)
 
@@ -124,7 +125,8 @@ def _read(tree: ImageTree, source: SourceConfig, name: str) -> _Table:
         base = name.rsplit("/", 1)[-1]
         if base in METADATA:
             raise
-        raise _NotRead(f"{name} ({error})" if _LIKE_CAPTIONS.search(base) else "") from error
+        told = _LIKE_CAPTIONS.search(base) or _names_images(tree, name)
+        raise _NotRead(f"{name} ({str(error).rstrip('.')})" if told else "") from error
     # Its own folder: where the images are is found out among those that are listed.
     own = replace(source, path=path, image=image, caption=",".join(captions))
     own.image_root = files.parent(path)
@@ -132,6 +134,16 @@ def _read(tree: ImageTree, source: SourceConfig, name: str) -> _Table:
     columns = f"column{'s' * (len(captions) > 1)} {', '.join(captions)}"
     told = rows.understood
     return _located(tree, source, name, columns, rows.records(), told.also, told.notes)
+
+
+def _names_images(tree: ImageTree, name: str) -> bool:
+    """Whether the first lines of a CSV or TSV that cannot be read name images of the folder."""
+    if extension(name) not in ("csv", "tsv"):
+        return False
+    start = reader.decode_text(files.read(files.join(tree.folder, name), 0, 4096))
+    cells = [cell.strip(" \"'") for line in start.split("\n")[1:20] for cell in _CELLS.split(line)]
+    known = sum(tree.knows(cell) or tree.knows_stem(cell) for cell in cells if cell)
+    return known > 2
 
 
 def _read_annotations(tree: ImageTree, source: SourceConfig, name: str, path: str) -> _Table:

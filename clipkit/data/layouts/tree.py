@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import unicodedata
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 
@@ -27,7 +28,7 @@ class ImageTree:
     def __init__(self, folder: str, names: list[str], image_root: str | None = None) -> None:
         self.folder, self.names = folder, names
         self.images = [name for name in names if extension(name) in reader.IMAGE_EXTENSIONS]
-        self._there = frozenset(self.images)
+        self._there = {same_name(image): image for image in self.images}
         self._root: str | None = None
         if image_root is not None and not files.is_url(image_root):
             start = os.path.relpath(os.path.abspath(image_root), os.path.abspath(folder))
@@ -90,13 +91,19 @@ class ImageTree:
                 return None
             name = name[len(top) :]
         path = posixpath.normpath(posixpath.join(start, name))
-        return path if path in self._there else None
+        return self._there.get(same_name(path))
 
 
 def extension(name: str) -> str:
     """``a/b.JPG`` → ``jpg``."""
     base = name.replace("\\", "/").rsplit("/", 1)[-1]
     return base.rsplit(".", 1)[1].lower() if "." in base else ""
+
+
+def same_name(name: str) -> str:
+    """A file's name as names are compared: accents may be letters of their own, as macOS writes
+    them, or not."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def stem(name: str) -> str:
@@ -111,7 +118,7 @@ def parent(name: str) -> str:
 
 
 def _base(name: str) -> str:
-    return name.strip().replace("\\", "/").rsplit("/", 1)[-1].casefold()
+    return same_name(name.strip().replace("\\", "/").rsplit("/", 1)[-1]).casefold()
 
 
 def _found(names: list[str], find: Callable[[str], str | None]) -> dict[str, str]:
