@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from clipkit.cli import build_parser, main
+from clipkit.config.schema import SourceConfig
+from clipkit.data import open_source
+from clipkit.display.source_line import remark_source
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 from sample_files import encoded, photo
@@ -54,3 +57,22 @@ def test_image_root_reaches_check_and_pack(
 def test_a_suite_refuses_the_keys_of_a_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "model", "--suite", "s.yaml", "--image-root", "x"]) == 2
     assert "--image-root: it goes with a source" in capsys.readouterr().err
+
+
+def test_keys_of_a_source_without_effect_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(source: SourceConfig) -> list[str]:
+        remark_source(open_source(source))
+        return [line for line in capsys.readouterr().err.splitlines() if "no effect" in line]
+
+    for name in ("cat", "dog"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        (tmp_path / "classes" / name / "1.jpg").write_bytes(encoded(photo(seed=len(name))))
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    (tmp_path / "t.csv").write_text("image,caption\nclasses/cat/1.jpg,a cat\n")
+    keys = {"templates": ["a {}"], "class_names": str(tmp_path / "names.txt")}
+    assert said(SourceConfig(path=str(tmp_path / "classes"), **keys)) == []
+    assert said(SourceConfig(path=str(tmp_path / "t.csv"))) == []
+    told = said(SourceConfig(path=str(tmp_path / "t.csv"), split="test", **keys))
+    assert [line.split(": ")[2] for line in told] == ["templates", "class_names", "split"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from clipkit.config.schema import LabelSource
+from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data.arrow import DatasetReader
 from clipkit.data.image_ids import number_images
 from clipkit.data.mixture import MixtureReader
@@ -30,6 +30,8 @@ def remark_source(reader: Reader, *, name: str = "") -> None:
     """
     for part in reader.parts if isinstance(reader, MixtureReader) else [reader]:
         remark(f"{name}{part.source.path}: {describe(part)}")
+        for line in _without_effect(part):
+            remark(f"{name}{part.source.path}: {line}")
 
 
 def describe(reader: Reader) -> str:
@@ -76,6 +78,24 @@ def describe(reader: Reader) -> str:
     if told := _left_out(left_out):
         line += f" · {told}"
     return escape_control(" · ".join([line, *understood.notes]))
+
+
+def _without_effect(reader: Reader) -> list[str]:
+    """A sentence for each key of the source that is set and changes nothing of how it is read."""
+    source, understood, usual = reader.source, reader.understood, SourceConfig()
+    if isinstance(source, LabelSource):
+        return []
+    told = []
+    if source.templates != usual.templates and not understood.classes:
+        told.append("templates: have no effect, as no caption is the name of a class")
+    if source.class_names and not (understood.classes or understood.class_names):
+        told.append("class_names: has no effect, as there are no classes to name")
+    if source.split != usual.split and isinstance(reader, TarReader | TableReader):
+        told.append(
+            f"split: {source.split} has no effect, as these are files without splits, and all of "
+            "them are read; name those of the split as the path"
+        )
+    return told
 
 
 def _rows_an_image(reader: Reader) -> str:
