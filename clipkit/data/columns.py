@@ -68,7 +68,7 @@ def columns_understood(
 ) -> Understood:
     """Says which columns are read, and which others could be the captions."""
     read = {image, *captions, *(name.split(".")[0] for name in captions)}
-    usual = [n for n in columns if n.lower().strip() in reader.CAPTION_COLUMNS and n not in read]
+    usual = [n for n in columns if _is_like_captions(n) and n not in read]
     of = "columns" if len(captions) > 1 else "column"
     return Understood(
         images=f"column {image}" if image else "",
@@ -76,6 +76,14 @@ def columns_understood(
         also=usual if captions else (),
         classes=classes,
         notes=notes,
+    )
+
+
+def _is_like_captions(name: str) -> bool:
+    name = name.lower().strip()
+    return (
+        name in reader.CAPTION_COLUMNS
+        or re.fullmatch(r"(captions?|text)[_ ]?\d+", name) is not None
     )
 
 

@@ -39,6 +39,7 @@ class TarCaptions:
         wanted: where the captions are, in order.
         of_class: whether they are made of the name of a class.
         class_names: the names of the classes by number; empty where the source does not say them.
+        notes: which of the fields that are named are in no ``.json`` that was looked at.
     """
 
     def __init__(self, source: SourceConfig) -> None:
@@ -46,6 +47,7 @@ class TarCaptions:
         file = read_class_names(source)
         self.class_names = [] if file is None else file.by_number()
         self._by_label = {} if file is None else file.by_label()
+        self.notes: list[str] = []
         self._is_label = isinstance(source, LabelSource)
         self.wanted: list[Wanted]
         if source.caption is None:
@@ -82,8 +84,7 @@ class TarCaptions:
             image: its images.
 
         Raises:
-            DataError: they are numbers of classes that have no names, or no ``.json`` has one of
-                the fields that are named.
+            DataError: they are numbers of classes that have no names.
         """
         if self._is_label:
             return
@@ -98,7 +99,7 @@ class TarCaptions:
             elif not with_text.any() and (find_members(arrays, [CLASS]).offset >= 0).any():
                 self.wanted = [Wanted((CLASS,))]
         elif named := [wanted.field for wanted in self.wanted if wanted.field]:
-            _check_fields(path, find_members(arrays, [FIELDS]), named)
+            self.notes = _absent_fields(path, find_members(arrays, [FIELDS]), named)
         if self.of_class and not self.class_names:
             self._check_class(path, arrays)
 
@@ -170,19 +171,19 @@ class TarCaptions:
             )
 
 
-def _check_fields(path: str, fields: Places, named: Sequence[str]) -> None:
-    """Refuses fields that none of some ``.json`` members has; those there are are named."""
+def _absent_fields(path: str, fields: Places, named: Sequence[str]) -> list[str]:
+    """Says which fields none of some ``.json`` members has, and which there are."""
     there = np.flatnonzero(fields.size > 0)
     probed = fields.take(there[:: max(1, len(there) // _PROBED)])
     records = [parse_fields(_read(path, probed, i)) for i in range(len(probed.offset))]
     records = [{**record, **unpack_fields(record).metadata} for record in records]
     names = list(dict.fromkeys(str(key) for record in records for key in record))
-    for name in named:
-        if names and all(reader.field_of(record, name) is None for record in records):
-            raise DataError(
-                f"{path}: no .json of {len(records)} that were looked at has a field {name!r}; "
-                f"their fields are {reader.name_some(names)}. Set caption of the source."
-            )
+    return [
+        f"no .json of the {len(records)} that were looked at has a field {name!r}; their fields "
+        f"are {reader.name_some(names)}"
+        for name in named
+        if names and all(reader.field_of(record, name) is None for record in records)
+    ]
 
 
 def _usual_field(path: str, fields: Places, source: SourceConfig) -> str | None:

@@ -422,7 +422,10 @@ class TarReader:
             classes=self._captions.of_class,
             class_names=self._captions.class_names,
             unused=dict(unused),
-            notes=_notes(seen, 0 if self._to_first_dot else seen.counts["dotted"]),
+            notes=[
+                *_notes(seen, 0 if self._to_first_dot else seen.counts["dotted"]),
+                *self._captions.notes,
+            ],
         )
 
     def _nothing_usable(self, members: Counter[str]) -> str:

@@ -125,8 +125,8 @@ def _read(tree: ImageTree, source: SourceConfig, name: str) -> _Table:
         base = name.rsplit("/", 1)[-1]
         if base in METADATA:
             raise
-        told = _LIKE_CAPTIONS.search(base) or _names_images(tree, name)
-        raise _NotRead(f"{name} ({str(error).rstrip('.')})" if told else "") from error
+        alike = _LIKE_CAPTIONS.search(base) is not None or _names_images(tree, name)
+        raise _NotRead(f"{name} ({str(error).rstrip('.')})" if alike else "") from error
     # Its own folder: where the images are is found out among those that are listed.
     own = replace(source, path=path, image=image, caption=",".join(captions))
     own.image_root = files.parent(path)
