@@ -255,13 +255,18 @@ def _update(
     old = OldStore(EmbeddingStore(folder))
     old.store.check_model(encoder)
     source = ("source_fingerprint", "source_texts_sha256", "rows")
-    options = {name: value for name, value in wanted.items() if name not in source}
+    taken = (*source, "columns")
+    options = {name: value for name, value in wanted.items() if name not in taken}
     refuse_difference(folder, plan, options, is_finished=True)
     _refuse_int8(folder, plan, encoder)
+    columns = wanted.get("columns", plan.columns)
+    if show and "columns" not in wanted:
+        _remark_columns(folder, plan, reader)
     plan = dataclasses.replace(
         plan,
         **{name: wanted[name] for name in source},
         source=_absolute_source(reader),
+        columns=columns,
         dropped=dict(reader.dropped),
         generation=plan.generation + 1,
         version=VERSION,
@@ -281,6 +286,19 @@ def _update(
     _take_over(folder, rank)
     if show:
         remark(f"{folder}: {_changes(read_manifest(folder))}")
+
+
+def _remark_columns(folder: Path, plan: Plan, reader: Reader) -> None:
+    """Says which fields the source has had since the store was made, or has no more."""
+    if not plan.columns:  # perhaps none were wanted
+        return
+    there = find_columns(reader, None).keys()
+    kept = plan.columns.keys()
+    names = ",".join(sorted(there | kept))
+    if new := sorted(there - kept):
+        remark(f"{folder}: no column is made of {', '.join(new)}; --columns {names} makes one")
+    if gone := sorted(name for name in kept - there if "." not in name):
+        remark(f"{folder}: the source has no {', '.join(gone)} any more; the column is left empty")
 
 
 def _changes(manifest: dict[str, Any]) -> str:

@@ -255,7 +255,8 @@ class UpdateWork(Work):
             for row, (key, item, told) in enumerate(columns, start):
                 old = -1
                 if item is not None:
-                    old = self._old.find(content_of(told.image_hash, item.caption), follows)
+                    image = told.image_hash if self._plan.images else None
+                    old = self._old.find(content_of(image, item.caption), follows)
                 if item is None or old < 0:
                     missing.append(row)
                 else:
@@ -323,7 +324,8 @@ class OldStore:
 
     def __init__(self, store: EmbeddingStore) -> None:
         self.store = store
-        self.is_known = not store.image_embeds or HASH in store.schema.names
+        self._with_images = bool(store.image_embeds)
+        self.is_known = not self._with_images or HASH in store.schema.names
         parts = store.manifest["parts"]
         self._files = {
             kind: [name for name in parts if name.startswith(kind)]
@@ -338,7 +340,8 @@ class OldStore:
         if not self.is_known:
             return np.zeros(0, dtype=np.int64)
         paths = [self.store.folder / name for name in self._files[TABLE]]
-        return np.array([row for path in paths for row, _ in _contents(path)], dtype=np.int64)
+        rows = (row for path in paths for row, _ in _contents(path, self._with_images))
+        return np.array([*rows], dtype=np.int64)
 
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
@@ -393,8 +396,9 @@ class OldStore:
         same = {path.name for path in new} & {*self._files[TABLE]}
         theirs = [self.store.folder / name for name in self._files[TABLE] if name not in same]
         ours = [path for path in new if path.name not in same]
-        gone = _unmatched(theirs, ours if self.is_known else [])
-        come = _unmatched(ours, theirs if self.is_known else [])
+        images = self._with_images
+        gone = _unmatched(theirs, ours if self.is_known else [], images)
+        come = _unmatched(ours, theirs if self.is_known else [], images)
         changed = (Counter(gone) & Counter(come)).total()
         if len(gone) - changed == len(self.store):
             raise DataError(
@@ -415,10 +419,11 @@ def content_of(image_hash: int | None, caption: str | None) -> int:
     return hash64(f"{image_hash}\0{caption}".encode("utf-8", "replace"))
 
 
-def _contents(path: Path) -> Iterator[tuple[int, str]]:
-    """The content and the key of each row of a table."""
+def _contents(path: Path, images: bool) -> Iterator[tuple[int, str]]:
+    """The content and the key of each row of a table; whether images belong to the content."""
     with path.open("rb") as handle, pq.ParquetFile(handle) as file:
-        names = [name for name in ("key", "caption", HASH) if name in file.schema_arrow.names]
+        wanted = ("key", "caption", HASH) if images else ("key", "caption")
+        names = [name for name in wanted if name in file.schema_arrow.names]
         for batch in file.iter_batches(columns=names):
             table = pa.Table.from_batches([batch]).to_pydict()
             hashes = table.get(HASH, [None] * len(batch))
@@ -426,11 +431,11 @@ def _contents(path: Path) -> Iterator[tuple[int, str]]:
                 yield content_of(image, caption), key
 
 
-def _unmatched(tables: Sequence[Path], others: Sequence[Path]) -> list[str]:
+def _unmatched(tables: Sequence[Path], others: Sequence[Path], images: bool) -> list[str]:
     """The keys of rows whose content has no match in other tables, each of them used once."""
-    left = Counter(content for path in others for content, _ in _contents(path))
+    left = Counter(content for path in others for content, _ in _contents(path, images))
     keys = []
-    for content, key in (row for path in tables for row in _contents(path)):
+    for content, key in (row for path in tables for row in _contents(path, images)):
         if left[content] > 0:
             left[content] -= 1
         else:

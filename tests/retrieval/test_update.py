@@ -262,6 +262,41 @@ def test_a_store_of_the_layout_before_is_updated_once_with_all_images(
     assert_like_new(store, tiny_encoder, source, tmp_path / "new")
 
 
+def test_a_new_field_is_named_and_gets_a_column_where_it_is_asked_for(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], embedded: list[str]
+) -> None:
+    table = table_of(BEFORE, tmp_path / "data")
+    out = tmp_path / "store"
+    command = ["embed", str(tiny_folder), str(table), str(out)]
+    assert main(command) == 0
+    header, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([f"{header},colour", *(f"{row},blue" for row in rows)]))
+    embedded.clear()
+    assert main([*command, "--update"]) == 0
+    assert "no column is made of colour; --columns colour,year makes one" in capsys.readouterr().err
+    assert "colour" not in EmbeddingStore(out).schema.names
+    assert main([*command, "--update", "--columns", "colour,year"]) == 0
+    assert embedded == []
+    fresh = run(package.load(tiny_folder, device="cpu"), table, tmp_path / "new")
+    assert EmbeddingStore(out).table.equals(fresh.table)
+    assert main(["search", str(out), "red", "--where", "colour=blue"]) == 0
+    table.write_text("\n".join([header, *rows]))
+    assert main([*command, "--update"]) == 0
+    assert "the source has no colour any more" in capsys.readouterr().err
+
+
+def test_of_a_store_of_texts_pictures_do_not_count(
+    tiny_encoder: Encoder, tmp_path: Path, embedded: list[str]
+) -> None:
+    source, out = folder_of(BEFORE, tmp_path / "data"), tmp_path / "store"
+    run(tiny_encoder, source, out, images=False)
+    noise_image(99).save(source / "k03.png")
+    embedded.clear()
+    store = run(tiny_encoder, source, out, images=False, update=True)
+    assert embedded == []
+    assert store.manifest["update"] == {"new": 0, "changed": 0, "removed": 0, "kept": 14}
+
+
 def dying(renames: int, encoder: Encoder, source: Path, out: Path) -> bool:
     """Updates in a process of its own that dies by SIGKILL before one rename more. Whether it
     came to that."""
