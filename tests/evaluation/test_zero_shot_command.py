@@ -160,3 +160,22 @@ def test_classes_called_by_numbers_are_said(
 ) -> None:
     assert main(["eval", str(tiny_folder), str(data / "numbers.tar"), "--workers", "0"]) == 0
     assert "called by numbers (0, 1, 2" in capsys.readouterr().err
+
+
+def test_classes_that_the_tokenizer_does_not_tell_apart_are_said(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(4):
+        path = tmp_path / "classes" / f"{i}"
+        path.mkdir(parents=True)
+        noise_image(i).save(path / "a.png")
+    names = tmp_path / "names.txt"
+    names.write_text("big dog\nCat\nCAT\nhouse\n")
+    command = ["eval", str(tiny_folder), str(tmp_path / "classes"), "--workers", "0"]
+    assert main([*command, "--class-names", str(names), "--templates", "photo"]) == 0
+    said = capsys.readouterr().err
+    assert "2 of 4 classes have the same tokens as another" in said
+    assert "is right: Cat, CAT" in said
+    names.write_text("big dog\ncat\nred\nhouse\n")
+    assert main([*command, "--class-names", str(names)]) == 0
+    assert "the same tokens" not in capsys.readouterr().err

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from clipkit.data.tokenize import encode
+from clipkit.display.console import shorten
+from clipkit.encoder import Encoder
 from clipkit.evaluation.classification import (
     class_ranks,
     mean_per_class_recall,
@@ -51,4 +54,33 @@ def build_classifier(
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         classifier = ZeroShotClassifier(job.encoder, data.classes, templates)
-    return classifier, [str(each.message) for each in said if each.category is UserWarning]
+    notes = [str(each.message) for each in said if each.category is UserWarning]
+    if alike := _alike(job.encoder, data.classes, templates):
+        notes.append(
+            f"{len(alike):,} of {len(data.classes):,} classes have the same tokens as another "
+            "(equal but for case, or cut), so that none of their images is right: "
+            f"{shorten(', '.join(alike), 60)}"
+        )
+    return classifier, notes
+
+
+def _alike(
+    encoder: Encoder, classes: Mapping[str, Sequence[str]], templates: Sequence[str]
+) -> list[str]:
+    """Classes whose names differ from another's, and whose tokens do not."""
+    alike = list(classes)
+    for template in templates:  # mostly after the first there are none
+        groups: dict[tuple[tuple[int, ...], ...], list[str]] = {}
+        for label in alike:
+            texts = [template.replace("{}", name) for name in classes[label]]
+            encoded = encode(
+                encoder.tokenizer, texts, context_length=encoder.preprocess.context_length
+            )
+            groups.setdefault(tuple(tuple(each.ids) for each in encoded), []).append(label)
+        alike = [
+            label
+            for group in groups.values()
+            if len({tuple(classes[each]) for each in group}) > 1
+            for label in group
+        ]
+    return alike
