@@ -14,6 +14,7 @@ from clipkit.config import Config
 from clipkit.config.schema import PlanConfig
 from clipkit.data import build_train_loader
 from clipkit.data.reader import samples_text
+from clipkit.errors import DataError
 from clipkit.losses.blocks import block_bytes
 from clipkit.models import DualEncoder
 from clipkit.models.flops import (
@@ -69,6 +70,12 @@ def dry_run(config: Config) -> str | None:
     )
     batch = next(iter(loader))
     loader.close()
+    if batch.skipped and not batch.valid.any() and config.data.max_skip_share < 1:
+        first = batch.skipped[0]
+        raise DataError(
+            f"{first.origin}: {first.reason}; none of the {len(batch.valid)} samples of a batch "
+            "can be used"
+        )
     model.train()
     works = [_work(model, _cut(model, batch, stage), config, parts) for stage in stages]
     work, largest = max(zip(works, stages, strict=True), key=lambda pair: pair[0].flops)

@@ -12,6 +12,7 @@ from PIL import Image
 from test_run import write_config
 
 from clipkit.config import load_config
+from clipkit.errors import DataError
 from clipkit.training.plan import dry_run
 from clipkit.training.scaling import RANKS, Rates, Work, step_time
 
@@ -68,6 +69,17 @@ def test_a_machine_by_itself_is_planned_for_alone(tmp_path: Path) -> None:
     assert float(time[5]) == pytest.approx(9 * float(time[1]) / 3600, rel=0.01)
     (precision,) = [line.split() for line in lines if line.startswith("precision ")]
     assert precision[1] == "fp32"
+
+
+def test_a_batch_without_a_usable_sample_is_no_plan(tmp_path: Path) -> None:
+    table = "image,caption\n" + "".join(f"{n}.jpg,a word\n" for n in range(60))
+    (tmp_path / "t.csv").write_text(table)
+    config = load_config(
+        write_config(tmp_path, data__evaluate={}, data__train=str(tmp_path / "t.csv"),
+                     preprocess__vocab_size=600)
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"missing image file; none of the \d+ samples of a batch"):
+        dry_run(config)
 
 
 def test_one_gpu_computes_and_sends_nothing() -> None:
