@@ -42,6 +42,15 @@ def find_image_root(table: str, names: Sequence[str]) -> str | None:
     return None
 
 
+def find_other_root(root: str, names: Sequence[str]) -> str | None:
+    """A folder beside ``root`` that has half of these names, too, so that another may be meant."""
+    for folder in _folders(os.path.dirname(root)):
+        there = sum(os.path.isfile(os.path.join(folder, name)) for name in names)
+        if folder != root and 2 * there >= max(1, len(names)):
+            return folder
+    return None
+
+
 def _below(starts: Sequence[str]) -> Iterator[str]:
     """The folders, then those inside them, then those inside these."""
     level = list(starts)

@@ -22,7 +22,7 @@ from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
 from clipkit.data.columns import choose_columns, columns_understood, is_number
 from clipkit.data.image_ids import ImageFiles, named_files, no_images, number_images
-from clipkit.data.image_roots import find_image_root
+from clipkit.data.image_roots import find_image_root, find_other_root
 from clipkit.data.index import Advance, Arrays, indexed, pack_json, unpack_json
 from clipkit.data.reader import Access, SampleError
 from clipkit.data.records import EXTENSIONS, Delimited, JsonRecords, Record, open_records
@@ -163,6 +163,8 @@ class TableReader:
             if root is not None and root != os.path.dirname(os.path.abspath(path)):
                 self._roots[number] = root
                 note = f"images of {_base(path)} found in {root}"
+                if other := find_other_root(root, [name.replace("\\", "/") for name in names]):
+                    note += f"; {other} has files of the same names (image_root chooses)"
                 self.understood = dataclasses.replace(
                     self.understood, notes=[*self.understood.notes, note]
                 )

@@ -325,3 +325,12 @@ def test_several_columns_are_captions(folder):
     assert open_table(folder, "t.csv", rows, caption="a, b")[0].caption == "comma"
     with pytest.raises(DataError, match="no column 'titel'"):
         open_table(folder, "t.csv", rows, caption="text,titel")
+
+
+def test_a_second_folder_with_the_same_names_is_told(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.jpg").write_bytes(encoded())
+    (tmp_path / "t.csv").write_text("image,caption\n1.jpg,x\n")
+    reader = open_source(str(tmp_path / "t.csv"), progress=False)
+    assert f"{tmp_path / 'b'} has files of the same names" in describe(reader)
