@@ -2,7 +2,8 @@
 
 Files of 16 bits often hold fewer: scanners, microscopes and cameras give 10, 12 or 14, which are
 black where they are divided by 65,535. What the file states decides: the bits of a TIFF's samples
-and its MaxSampleValue, PNG's sBIT; JPEG 2000 and PPM are scaled to 16 bits where they are decoded.
+and its MaxSampleValue, PNG's sBIT; JPEG 2000 and PPM of fewer than 16 are scaled where they are
+decoded.
 A file that states nothing has the fewest of 8, 10, 12, 14 and 16 bits that hold its largest value.
 """
 
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 _DEPTHS = (8, 10, 12, 14, 16)
 _BAND = 2**22  # pixels that are converted at once
 _BITS, _PHOTOMETRIC, _MAXIMUM, _ANY_MAXIMUM = 258, 262, 281, 341  # tags of a TIFF
-_SCALED = ("JPEG2000", "PPM")  # formats that Pillow scales to 16 bits by what their header states
+_SIZ = b"\xff\x4f\xff\x51"  # begins a JPEG 2000, and 42 bytes on are its bits, less 1
 # Pillow keeps the high byte of a 16-bit colour. Read in the other order of bytes, the same file
 # gives the low one; two bands of grey and alpha are read as four of bytes.
 _OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
@@ -56,7 +57,7 @@ def depth_of(image: Image.Image) -> Depth | None:
     if not deep and ";16" not in raw:
         return None
     inverted = False
-    stated = 16 if image.format in _SCALED else None
+    stated = 16 if _is_scaled(image) else None
     if isinstance(image, TiffImageFile):
         inverted = deep and image.tag_v2.get(_PHOTOMETRIC) == 0
         stated = _tiff_bits(image)
@@ -160,6 +161,22 @@ def _bands(image: Image.Image) -> Iterator[tuple[slice, NDArray[Any]]]:
     for top in range(0, image.height, step):
         end = min(top + step, image.height)
         yield slice(top, end), np.asarray(image.crop((0, top, image.width, end)))
+
+
+def _is_scaled(image: Image.Image) -> bool:
+    """Whether Pillow scales the levels of a JPEG 2000 or PPM to 16 bits, as its header states
+    fewer."""
+    if image.format == "PPM":
+        return bool(getattr(image, "tile", None)) and image.tile[0][0] != "raw"  # type: ignore[attr-defined]
+    file: IO[bytes] | None = getattr(image, "fp", None)
+    if image.format != "JPEG2000" or file is None:
+        return False
+    at = file.tell()
+    file.seek(0)
+    start = file.read(65536)
+    file.seek(at)
+    found = start.find(_SIZ)
+    return found < 0 or len(start) <= found + 42 or (start[found + 42] & 127) + 1 < 16
 
 
 def _raw_mode(image: Image.Image) -> str:

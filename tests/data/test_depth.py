@@ -78,6 +78,22 @@ def test_values_of_fewer_bits_in_a_file_of_16_are_scaled_by_the_fewest_that_hold
         assert difference.max() <= most, name
 
 
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_jpeg_2000_and_ppm_that_state_16_bits_may_hold_fewer(bits: int) -> None:
+    pixels = values(bits).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0]).save(buffer, "JPEG2000")  # without loss
+    whole = b"P5\n%d %d\n65535\n" % SIZE[::-1] + pixels.astype(">u2").tobytes()
+    for data in (buffer.getvalue(), whole):
+        assert np.array_equal(shown(data), levels(pixels, bits))
+    # Of a header that states the bits, a dark picture stays dark.
+    dark = (pixels // 4).astype(">u2")
+    stated = b"P5\n%d %d\n%d\n" % (*SIZE[::-1], 2**bits - 1) + dark.tobytes()
+    wanted = np.rint(dark / (2**bits - 1) * 255)
+    if bits < 16:
+        assert abs(shown(stated) - wanted).max() <= 1
+
+
 def test_what_the_file_states_stands_above_its_largest_value() -> None:
     dark = values(8) // 2  # at most 127: a nearly black picture of 12 or 16 bits
     assert np.array_equal(shown(png(dark, 0, extra=chunk(b"sBIT", b"\x0c"))), levels(dark, 12))
