@@ -143,8 +143,10 @@ def test_each_file_has_one_verdict_and_the_same_pixels_wherever_it_goes(
     source = write_source(kind, tmp_path / "in", [(c.name, c.data) for c in cases], b"a caption")
     of_training = outcomes(loaded(encoder, source, training=True))
     of_evaluation = outcomes(loaded(encoder, source, training=False))
-    assert sorted(of_training) == sorted(of_evaluation) == list(range(len(cases)))
-    for number, case in enumerate(cases):
+    # A row of Parquet without bytes is left out before.
+    there = {n: case for n, case in enumerate(cases) if case.data or kind != "parquet"}
+    assert sorted(of_training) == sorted(of_evaluation) == list(there)
+    for number, case in there.items():
         trained, evaluated = of_training[number], of_evaluation[number]
         served = encoded_inputs(encoder, encoder.encode_image, case.data, "pixel_values")
         if case.reason is not None:
