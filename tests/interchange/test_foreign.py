@@ -285,7 +285,8 @@ def test_classify_and_eval_take_models_from_elsewhere(
     assert main(["eval", str(folder), str(shard), "--workers", "0", "--json", str(numbers)]) == 0
     metrics = json.loads(numbers.read_text())["metrics"]
     assert (metrics["num_images"], metrics["num_texts"]) == (6, 6)
-    assert metrics["text_to_image_R@10"] == 1
+    assert 0 <= metrics["text_to_image_R@5"] <= 1
+    assert "text_to_image_R@10" not in metrics  # of six images it cannot be wrong
 
 
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12} | {

@@ -18,7 +18,7 @@ from clipkit.errors import DataError
 JSON = "json"
 _PROBED = 16  # files that tell what they hold
 _WORDS = re.compile(r"\w\s+\w")
-_LETTER = re.compile(r"[^\W\d_]")
+_DIGIT, _LETTER = re.compile(r"\d"), re.compile(r"[^\W\d_]")
 _Files = dict[str, list[tuple[str, str]]]  # image → (caption file, JSON field) each
 
 
@@ -144,7 +144,7 @@ def _if_captions(tree: ImageTree, found: _Files, told: str) -> Captions | None:
         return None
     probed = [_probe(tree, each[0][0]) for each in list(found.values())[:_PROBED]]
     texts = [reader.decode_text(raw) for raw in probed if raw.strip()]
-    if texts and not any(map(_LETTER.search, texts)):
+    if any(map(_DIGIT.search, texts)) and not any(map(_LETTER.search, texts)):
         return None
     lines = {len([line for line in text.splitlines() if line.strip()]) for text in texts}
     notes = []
