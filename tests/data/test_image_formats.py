@@ -48,7 +48,9 @@ def test_each_format_is_read_from_folders_and_tars(tmp_path, extension):
         assert np.abs(pixels - np.asarray(original.convert("RGB"), dtype=int)).mean() <= apart
     assert image_kind(data)[1] in IMAGE_EXTENSIONS  # so that what is packed can be read again
     assert image_size(data) == (40, 30)
-    assert folder_images(str(tmp_path / "images")) == [str(tmp_path / f"images/a.{extension}")]
+    images, others = folder_images(str(tmp_path / "images"))
+    assert images == [str(tmp_path / f"images/a.{extension}")]
+    assert others == {".txt": 1}
 
 
 def test_formats_without_their_plug_in_name_the_package():

@@ -32,10 +32,10 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    """90 pairs in three shards; one image is broken and one caption is blank."""
+    """90 pairs in three shards; one image is broken, and one caption is a long blank."""
     folder = tmp_path_factory.mktemp("shards")
     write_shards(folder, [50, 30])
-    broken = [("0080.jpg", encoded()[:-300]), ("0080.txt", b"broken"), ("0081.txt", b" \t ")]
+    broken = [("0080.jpg", encoded()[:-300]), ("0080.txt", b"broken"), ("0081.txt", b" \t " * 30)]
     write_tar(folder / "train-002.tar", [*broken, ("0081.jpg", encoded()), *pair_members(8, 82)])
     return open_source(SourceConfig(path=str(folder)), progress=False)
 

@@ -259,11 +259,11 @@ def test_validation_of_other_classes_chooses_no_l2(
     folder: Path, tiny_encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    for name, label in (("none", "grey"), ("some", "grey"), ("some", "red")):
+    for name, label in (("none", "grey"), ("none", "ochre"), ("some", "grey"), ("some", "red")):
         (tmp_path / name / label).mkdir(parents=True)
         noise_image(1).save(tmp_path / name / label / "1.png")
     keys = {"kind": "linear_probe", "train": "train", "data": "test"}
-    keys |= {"class_names": [*CLASSES, "grey"]}
+    keys |= {"class_names": [*CLASSES, "grey", "ochre"]}
     with pytest.raises(ClipkitError, match="validation: not one image is of a class that train"):
         measure(tiny_encoder, **keys, validation=str(tmp_path / "none"))
     result = measure(tiny_encoder, **keys, validation=str(tmp_path / "some"))

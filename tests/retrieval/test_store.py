@@ -274,9 +274,8 @@ def test_a_table_without_its_columns_is_refused(
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("metadata.csv", "file,text\n0.png,red\n"),
+        ("metadata.csv", "thing,words\n7,red\n"),
         ("metadata.jsonl", '{"file_name": "0.png", "text": "red"}\n{"file_name\n'),
-        ("captions.csv", "file_name,text\n0.png,red\n"),
     ],
 )
 def test_captions_that_cannot_be_read_are_not_left_aside_in_silence(

@@ -69,13 +69,14 @@ def test_a_damaged_shard_is_refused_alike(tmp_path: Path, root: Path) -> None:
 
 
 def test_a_suite_that_cannot_be_run_is_refused_alike_before_training(tmp_path: Path) -> None:
-    data = tmp_path / "pictures" / "whale"
-    data.mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(data / "a.png")
+    data = tmp_path / "pictures"
+    for name in ("whale", "seal"):
+        (data / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(data / name / "a.png")
     suite = tmp_path / "suite.yaml"
     for task, code, message in (
         ("{kind: retrieval, data: nowhere}", 3, "nowhere: no such file or folder"),
-        (f"{{use: cifar10, data: {data.parent}}}", 2, "class_names: there are 10, and 1 folder"),
+        (f"{{use: cifar10, data: {data}}}", 2, "class_names: there are 10, and 2 folder"),
     ):
         suite.write_text(f"tasks: {{one: {task}}}")
         config = load_config(write_config(tmp_path, eval={"suite": str(suite)}))
