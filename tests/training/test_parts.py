@@ -34,6 +34,7 @@ def batch_in_parts(tokenizer: Any, image_size: int) -> list[Batch]:
             Batch(
                 pixel_values=pixels[rows], input_ids=ids["input_ids"][rows], valid=valid[rows],
                 keys=[str(row) for row in rows.tolist()], step=step,
+                groups=torch.stack([rows, rows], dim=1),
             )
         )  # fmt: skip
     return parts
