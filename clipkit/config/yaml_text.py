@@ -75,7 +75,7 @@ for _kind in ("int", "float", "bool"):
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
-    """What a text in YAML says, without running anything of it.
+    """Values of a text in YAML; nothing of it is run.
 
     Raises:
         ConfigError: it is no YAML, or a key stands twice.

@@ -37,7 +37,7 @@ def has_image(column: Any, nested: Sequence[str]) -> NDArray[np.bool_]:
 
 
 class CaptionColumns:
-    """What the columns of the captions hold.
+    """Contents of the columns of the captions.
 
     Args:
         data: a ``datasets.Dataset``.

@@ -56,7 +56,7 @@ class Repeats:
 
 @dataclass(slots=True)
 class Findings:
-    """What a check found, of U usable samples with C captions; arrays are in row order.
+    """Findings of a check, of U usable samples with C captions; arrays are in row order.
 
     Attributes:
         samples: how many were read.

@@ -35,7 +35,7 @@ class DepthError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """What a file with wide pixels says of them, read before they are decoded.
+    """Statements of a file about its wide pixels, read before they are decoded.
 
     Attributes:
         stated: bits of a sample that are used; None where the file does not say.
@@ -227,7 +227,7 @@ def _largest(value: Any) -> int:
 
 
 def _png_bits(image: Image.Image) -> int | None:
-    """What the sBIT chunk states. Writers scale their values to 16 bits as the standard asks, or
+    """The bits that the sBIT chunk states. Writers scale their values to 16 bits as the standard asks, or
     leave them as they are; the largest value tells which."""
     file: Any = getattr(image, "fp", None)
     if file is None:

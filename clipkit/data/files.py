@@ -126,7 +126,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What is in a folder and not hidden; nothing where it may not be read, which is told."""
+    """Names in a folder that are not hidden; nothing where it may not be read, which is told."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not _hidden(entry.name)]

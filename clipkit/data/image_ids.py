@@ -41,7 +41,7 @@ class Checksum:
 
     @property
     def value(self) -> int:
-        """Of what was added, 0 or more."""
+        """A checksum of the bytes that were added, 0 or more."""
         return (self._adler & 0x7FFFFFFF) << 32 | self._crc
 
 
@@ -210,7 +210,7 @@ def _number_rows(keys: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _place(path: str, name: int) -> tuple[object, int]:
-    """What tells a file from all others, and its size."""
+    """Identity of a file, and its size."""
     if not files.is_url(path):
         try:
             info = os.stat(path)

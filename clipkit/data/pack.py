@@ -222,7 +222,7 @@ def _plan(folder: Path, reader: Reader, packing: Packing) -> dict[str, Any]:
 
 
 def _measure(reader: Reader, packing: Packing) -> dict[str, Any]:
-    """What samples from all over the source have, and the bytes that one takes up in a shard."""
+    """Layout of samples from all over the source, and the bytes that one takes up in a shard."""
     whole = len(reader)
     measured = min(_MEASURED, whole)
     several = with_class = False

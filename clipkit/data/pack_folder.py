@@ -63,7 +63,7 @@ def write_card(folder: Path, format: str) -> None:
 
 
 def finished(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """What is known of the shards that are there."""
+    """Records of the shards that are there."""
     manifest = read_json(folder / SIZES)
     found = {}
     for name in names:
@@ -77,7 +77,7 @@ def finished(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def record_path(shard: Path) -> Path:
-    """What is known of one shard until all are there."""
+    """Record of one shard, kept until all are there."""
     return shard.with_name(f".{shard.name}.json")
 
 

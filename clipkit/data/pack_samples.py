@@ -121,7 +121,7 @@ def _smaller(image: Image.Image, edge: int, quality: int) -> bytes:
 
 
 def plain_json(value: Any) -> Any:
-    """What JSON has: no bytes, and no number that is none."""
+    """A value as JSON can hold it: without bytes, and NaN as null."""
     if isinstance(value, Mapping):
         kept = ((key, each) for key, each in value.items() if not isinstance(each, bytes))
         return {str(key): plain_json(each) for key, each in kept}

@@ -25,7 +25,7 @@ _ROW_GROUP_BYTES = 16 * 2**20  # what a reader of one Parquet row has to read at
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the samples of a packed set have.
+    """Parts that the samples of a packed set have.
 
     Attributes:
         format: ``webdataset`` or ``parquet``.

@@ -1,4 +1,4 @@
-"""What ``clipkit data pack`` writes of a sample beside its image and its first caption.
+"""Fields that ``clipkit data pack`` writes beside a sample's image and first caption.
 
 In the ``.json`` member of a tar stand the fields of the source, and beside them:
 
@@ -25,7 +25,7 @@ _SOURCE = "source."
 
 @dataclass(frozen=True, slots=True)
 class PackedFields:
-    """What a packed sample says of itself.
+    """Fields of a packed sample.
 
     Attributes:
         metadata: the fields of the source, and ``key``.

@@ -90,7 +90,7 @@ def count_extensions(arrays: Arrays) -> Counter[str]:
 
 
 def find_members(arrays: Arrays, wanted: Sequence[str]) -> Places:
-    """Of each sample the first of these members that is there and not empty, or is there."""
+    """For each sample the first of these members that is there and not empty, or is there."""
     names: list[str] = unpack_json(arrays["extensions"])
     samples = len(arrays["key_ends"])
     offset = np.full(samples, -1, dtype=np.int64)

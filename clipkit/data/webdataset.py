@@ -443,7 +443,7 @@ class TarReader:
 
 @dataclass(slots=True)
 class _Seen:
-    """What the indexes of some shards tell together.
+    """Sums over the indexes of some shards.
 
     Attributes:
         members: by extension.

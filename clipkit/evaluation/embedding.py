@@ -169,7 +169,7 @@ def _embed_share(
 
 
 class EmbeddedTexts(NamedTuple):
-    """What ``embed_texts`` gives.
+    """Result of ``embed_texts``.
 
     Attributes:
         embeds: (M, D) float32, unit length.

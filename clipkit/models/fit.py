@@ -28,7 +28,7 @@ _SAME = 1e-6  # of a number of a unit vector
 
 
 class TextTower(NamedTuple):
-    """What a text tower takes.
+    """Ids that a text tower takes.
 
     Attributes:
         vocab_size: rows of the embedding table.
@@ -96,7 +96,7 @@ def why_unfit(tokenizer: PreTrainedTokenizerBase, tower: TextTower, source: str)
 
 
 def advice(source: str) -> str:
-    """What to do about a tokenizer that does not fit.
+    """Says what to do about a tokenizer that does not fit.
 
     Args:
         source: the folder or hub name of the model that it was loaded from.

@@ -122,7 +122,7 @@ def pickled_weights(folder: Path) -> list[Path]:
 
 
 def convert_hint(folder: str | Path) -> str:
-    """What to do with pickled weights."""
+    """Says what to do with pickled weights."""
     source, out = quote(str(folder)), quote(f"{Path(folder).name}-safetensors")
     return (
         "the weights are pickled (.bin), and a pickle can run code; make a folder with safetensors "
@@ -215,7 +215,7 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
 
 
 def _no_config(folder: Path) -> str:
-    """What lies in a folder without a config.json, and what to do."""
+    """Says what lies in a folder without a config.json, and what to do."""
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return (

@@ -320,7 +320,7 @@ class _Hashes(Dataset["list[tuple[int, bytes | str]] | DataError"]):
 
 
 def _identify(pair: Pair) -> bytes:
-    """What tells an image's file from others, and what tells it with its captions."""
+    """Identity of an image's file, alone and with its captions."""
     image = hashlib.sha256(pair.image or b"").digest()[:HASH_BYTES]
     captions = sorted(clean_caption(text) or "" for text in (pair.caption, *pair.others))
     words = "\0".join(captions).encode("utf-8", "replace")

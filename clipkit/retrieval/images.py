@@ -28,7 +28,7 @@ _SPREAD = np.int64(-7046029254386353131)  # odd: different offsets have differen
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a raw sample tells besides what is embedded.
+    """Facts of a raw sample besides what is embedded.
 
     Attributes:
         image_hash: of the image file's bytes; None without an image.

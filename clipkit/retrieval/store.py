@@ -190,7 +190,7 @@ class EmbeddingStore:
         rows: np.ndarray | None = None,
         columns: Sequence[str] | None = None,
     ) -> pa.Table:
-        """One file of the table: all of it, or some of its rows, which ascend; all columns, or
+        """A file of the table: all of it, or some of its rows, which ascend; all columns, or
         some."""
         name, length = self._tables[number]
         path = self.folder / name

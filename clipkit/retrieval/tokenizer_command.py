@@ -159,7 +159,7 @@ def _captions(readers: dict[str, Reader], by: str, most: int) -> Iterator[tuple[
 
 
 def _some_rows(total: int, step: int) -> Iterator[int]:
-    """One row of each ``step``, ascending, always the same ones: drawn, as every fifth row may be
+    """Takes one row of each ``step``, ascending, always the same ones: drawn, as every fifth row may be
     the first caption of an image."""
     import random
 

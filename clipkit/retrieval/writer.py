@@ -187,7 +187,7 @@ class PartWriter:
         )
 
     def _path(self, name: str, extension: str) -> Path:
-        """Of a file of this part; updates give it another name each time."""
+        """Name of a file of this part; updates give it another name each time."""
         generation = f".{self._plan.generation}" if self._plan.generation else ""
         return self._folder / f"{name}-{self._number:05d}{generation}.{extension}"
 

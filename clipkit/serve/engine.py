@@ -59,7 +59,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one search finds.
+    """Result of one search.
 
     Attributes:
         served: the stores in the state that was searched.

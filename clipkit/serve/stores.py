@@ -88,7 +88,7 @@ class ServedStores:
         return Served(index, pictures, store_facts(index, fault=pictures.fault))
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
-        """What changes when a store or its index does."""
+        """State that changes when a store or its index does."""
         stamps: list[tuple[int, int, int] | None] = []
         for path in (folder / name for folder in self._folders for name in _WATCHED):
             try:

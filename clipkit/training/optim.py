@@ -72,7 +72,7 @@ def build_optimizer(
 
 
 def muon_dtype(precision: str) -> torch.dtype:
-    """What Muon computes updates in: fp16 has too small a range for gradients."""
+    """Type that Muon computes updates in: fp16 has too small a range for gradients."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 

@@ -61,7 +61,7 @@ def _preprocess(config: Config, name: str, theirs: PreprocessConfig) -> Preproce
 
 
 def _own_values(config: Config, own: Any) -> dict[str, Any]:
-    """What a CLIP keeps of its own, by the keys that would set it in a new model."""
+    """Values that a CLIP keeps of its own, by the keys that would set them in a new model."""
     values: dict[str, Any] = {
         "model.embed_dim": own.projection_dim,
         "model.activation": own.text_config.hidden_act,

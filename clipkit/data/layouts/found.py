@@ -1,4 +1,4 @@
-"""What was found of captions in a folder of images."""
+"""Captions that were found in a folder of images."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def find_sidecars(tree: ImageTree, source: SourceConfig) -> tuple[list[Captions]
 
 
 def read_sidecar(folder: str, name: str, field: str) -> tuple[list[Any], dict[str, Any]]:
-    """What a caption file says: values to make captions of, and the record where it is JSON.
+    """Reads a caption file: values to make captions of, and the record where it is JSON.
 
     Raises:
         DataError: it vanished.

@@ -37,7 +37,7 @@ _LIKE_CAPTIONS = re.compile(r"caption|description|annotation|sentence|prompt", r
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """One table that names images of the folder; ``missing`` are those that are not there."""
+    """A table that names images of the folder; ``missing`` are those that are not there."""
 
     name: str
     columns: str

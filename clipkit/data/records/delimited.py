@@ -87,7 +87,7 @@ class Delimited:
         self._shapes = self._learn(lines[self._skip : -1] or lines[self._skip :])
 
     def parse(self, raw: bytes) -> Record:
-        """One record's bytes → its columns.
+        """Parses one record's bytes into its columns.
 
         Raises:
             ValueError: it has more values than there are columns.

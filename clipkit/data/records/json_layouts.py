@@ -82,7 +82,7 @@ class JsonRecords:
         self.columns: list[str] = list(first)
 
     def parse(self, raw: bytes) -> Record:
-        """One record's bytes → its columns.
+        """Parses one record's bytes into its columns.
 
         Raises:
             ValueError: they are not a record.

@@ -19,7 +19,7 @@ BLANK = b"\xef\xbb\xbf \t\r\n"
 
 @dataclass(slots=True)
 class Found:
-    """What a scan met besides records.
+    """Findings of a scan besides its records.
 
     Attributes:
         unclosed: quotes that open and do not close.
@@ -36,7 +36,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line with its end; ``number`` is from 1 on, ``offset`` in bytes."""
+    """A line with its end; ``number`` is from 1 on, ``offset`` in bytes."""
 
     number: int
     offset: int
