@@ -227,8 +227,8 @@ def _largest(value: Any) -> int:
 
 
 def _png_bits(image: Image.Image) -> int | None:
-    """The bits that the sBIT chunk states. Writers scale their values to 16 bits as the standard asks, or
-    leave them as they are; the largest value tells which."""
+    """The bits that the sBIT chunk states. Writers scale their values to 16 bits as the standard
+    asks, or leave them as they are; the largest value tells which."""
     file: Any = getattr(image, "fp", None)
     if file is None:
         return None

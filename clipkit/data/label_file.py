@@ -81,7 +81,7 @@ def unique_labels(names: Sequence[str]) -> dict[str, str]:
 
 
 def read_labels(given: str) -> LabelFile:
-    """Reads what ``--labels`` names: a file, or labels between commas, in quotes where they hold one.
+    """Reads ``--labels``: a file, or labels between commas, in quotes where they hold a comma.
 
     Raises:
         ConfigError: a quote does not close; the file holds no labels.

@@ -25,7 +25,8 @@ _KNOWN = (
 
 
 def content_of(start: bytes) -> tuple[str, str] | None:
-    """Names a file's kind by its first bytes, and what to do with it where it is not read; None for text and the unknown.
+    """Names a file's kind by its first bytes, and what to do where it is not read; None for text
+    and the unknown.
 
     Args:
         start: its first bytes, 512 where it has so many.

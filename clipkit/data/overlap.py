@@ -42,7 +42,8 @@ def shared_images(evaluated: Reader, training: Reader) -> int | None:
 
 
 def training_reader(config: Config) -> Reader | None:
-    """The samples that a run with this config trains on, without those it holds back; None where it is remote.
+    """The samples that a run with this config trains on, without those it holds back; None where
+    they are remote.
 
     Raises:
         DataError: it is not there any more, or cannot be read.

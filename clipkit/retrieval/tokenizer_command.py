@@ -159,8 +159,8 @@ def _captions(readers: dict[str, Reader], by: str, most: int) -> Iterator[tuple[
 
 
 def _some_rows(total: int, step: int) -> Iterator[int]:
-    """Takes one row of each ``step``, ascending, always the same ones: drawn, as every fifth row may be
-    the first caption of an image."""
+    """Draws one row of each ``step``, ascending, always the same ones; every fifth row may be the
+    first caption of an image."""
     import random
 
     draw = random.Random(0)
