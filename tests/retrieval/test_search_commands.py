@@ -139,7 +139,7 @@ def test_the_real_command_line_embeds_and_searches(
     )
     assert done.returncode == 0, done.stderr
     # A bar is there where it took longer than some seconds.
-    assert all(line.startswith("embed: ") for line in done.stderr.splitlines()), done.stderr
+    assert all(line.startswith("embed: ") for line in remarks(done.stderr)), done.stderr
     done = clipkit("search", "store", "red number 3", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 8
