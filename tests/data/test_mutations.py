@@ -221,7 +221,9 @@ def test_of_a_damaged_tar_every_untouched_sample_is_delivered(originals, tokeniz
             places = original.places[key]
             if not told and key not in keys:
                 assert all(is_hidden(mutant, place) for place in places), (seed, key[-4:])
-            if all(is_untouched(mutant, place) for place in places):
+            # Blocks that were copied can make it unclear which members belong together.
+            unclear = reader is not None and any("no telling" in why for why in reader.dropped)
+            if not unclear and all(is_untouched(mutant, place) for place in places):
                 assert any(is_hidden(mutant, place) for place in places), (seed, key[-4:])
                 unfindable += 1
         if reader is not None and seed % 5 == 0:
