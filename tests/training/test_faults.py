@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import ENVIRONMENT, ROOT, Run
+from command_line import ENVIRONMENT, ROOT, Run, remarks
 from PIL import Image
 from test_run import write_config
 
@@ -65,7 +65,7 @@ def ended(config: Path, harm: Callable[[int], None]) -> tuple[int, str]:
 def the_sentence(said: str) -> str:
     """The one line that speaks of the end."""
     assert "Traceback" not in said, said
-    lines = [line for line in said.splitlines() if line.startswith("clipkit: ")]
+    lines = [line for line in remarks(said) if line.startswith("clipkit: ")]
     assert len(lines) == 1, said
     return lines[0]
 
