@@ -37,12 +37,12 @@ configs:
 Image-text pairs, packed by `clipkit data pack`: {what}.
 
 ```bash
-clipkit data check {name}
+clipkit data check path/to/this/folder
 ```
 ```python
 import datasets
 
-dataset = datasets.load_dataset("{name}", split="train")
+dataset = datasets.load_dataset("path/to/this/folder", split="train")
 ```
 """
 _WHAT = {
@@ -58,7 +58,7 @@ def write_card(folder: Path, format: str) -> None:
     """Writes a README.md, unless there is one."""
     path = folder / CARD
     if not path.exists():
-        text = _CARD.format(extension=EXTENSIONS[format], name=folder.name, what=_WHAT[format])
+        text = _CARD.format(extension=EXTENSIONS[format], what=_WHAT[format])
         path.write_text(text, encoding="utf-8")
 
 

@@ -259,9 +259,13 @@ def test_convert_refuses_damage_and_what_is_no_checkpoint(
     assert before.returncode == 0, before.stderr
     assert "damaged and passed over" in before.stderr
     assert "step-000006 →" in before.stdout
-    nothing = clipkit("convert", tmp_path / "run" / "model", tmp_path / "other")
-    assert nothing.returncode == 4
-    assert "no checkpoint (there is no manifest.json)" in nothing.stderr
+    for source, why in (
+        (tmp_path / "run" / "model", "its weights are safetensors already"),
+        (newest / "rank-00000", "no checkpoint (there is no manifest.json)"),
+    ):
+        nothing = clipkit("convert", source, tmp_path / "other")
+        assert nothing.returncode == 4
+        assert why in nothing.stderr
 
 
 @pytest.mark.parametrize(
