@@ -46,7 +46,7 @@ class SourceConfig:
     # The split to take, for ``datasets`` sources and Karpathy's JSON.
     split: str = "train"
     # Of a sample with several captions (several columns or members, or a list in one):
-    # ``random`` takes another each time it is trained on, by its position, and the first when
+    # ``random`` takes another each time it is trained on, by its position, and all of them when
     # evaluating; ``join`` makes one of them all. ``lines`` is as ``random``, and each line of a
     # text is a caption of its own.
     captions: Literal["random", "first", "join", "lines"] = "random"

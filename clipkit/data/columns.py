@@ -17,6 +17,7 @@ First = Callable[[str], Sequence[Any]]
 # A column of one of these names holds captions, whatever they look like; one of the other usual
 # names may hold the number of an article, and is looked at.
 _PLAIN = ("caption", "captions", "text", "txt")
+_NUMBERED = re.compile(r"(captions?|text)[_ -]?(\d+)")
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _WORDS = re.compile(r"\S\s+\S|[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff]{2}")
 
@@ -28,7 +29,8 @@ def choose_columns(
 
     Of several columns with usual names of captions the first in ``CAPTION_COLUMNS`` is taken,
     but one of numbers only where there is no other, and ``title`` or ``description`` and what
-    follows only where its values are of several words, or no other's are.
+    follows only where its values are of several words, or no other's are. Where no column is called
+    ``caption`` or ``text``, numbered ones (``caption_0``, ``caption_1``) are taken, all of them.
 
     Args:
         source: ``image`` and ``caption`` name columns, or fields inside one.
@@ -48,6 +50,8 @@ def choose_columns(
         if first is not None:
             usual = _by_what_they_say(usual, columns, first)
     named: list[str | None] = [source.caption]
+    if source.caption is None and what == "caption":
+        named = [*(_numbered(columns) or [None])]
     if source.caption and source.caption not in columns:  # a column's name may hold a comma
         named = [*reader.split_names(source.caption)] or [source.caption]
     chosen = [_choose(what, name, usual, columns, where) for name in named]
@@ -81,10 +85,18 @@ def columns_understood(
 
 def _is_like_captions(name: str) -> bool:
     name = name.lower().strip()
-    return (
-        name in reader.CAPTION_COLUMNS
-        or re.fullmatch(r"(captions?|text)[_ ]?\d+", name) is not None
-    )
+    return name in reader.CAPTION_COLUMNS or _NUMBERED.fullmatch(name) is not None
+
+
+def _numbered(columns: list[str]) -> list[str]:
+    """The columns ``caption_0``, ``caption_1``, … by number; none where one is called ``caption``
+    or the like."""
+    if any(name.lower().strip() in _PLAIN for name in columns):
+        return []
+    found = [(m, name) for name in columns if (m := _NUMBERED.fullmatch(name.lower().strip()))]
+    first = min((match[1] for match, _ in found), default="")
+    found = [(match, name) for match, name in found if match[1] == first]
+    return [name for _, name in sorted(found, key=lambda each: int(each[0][2]))]
 
 
 def is_number(text: str) -> bool:

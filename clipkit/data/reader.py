@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -232,6 +233,40 @@ def _text(value: Any) -> str | None:
     if isinstance(value, list | tuple):
         return ", ".join(text for item in value if (text := _text(item))) or None
     return decode_text(value) if isinstance(value, bytes) else str(value)
+
+
+def lines_note(texts: Sequence[str], source: SourceConfig, what: str) -> list[str]:
+    """Says so where captions have several lines, each of which may be meant as one.
+
+    Args:
+        texts: of some caption files; blank ones are passed over.
+        source: asks for the captions.
+        what: to call the files.
+    """
+    lines = {
+        len([line for line in text.splitlines() if line.strip()]) for text in texts if text.strip()
+    }
+    if len(texts) < 2 or source.captions == "lines" or min(lines, default=0) < 2:
+        return []
+    count = str(min(lines)) if len(lines) == 1 else f"{min(lines)} to {max(lines)}"
+    return [
+        f"{what} have {count} lines, read as one caption each; where each line is one, set "
+        "captions of the source to lines"
+    ]
+
+
+def json_record(raw: bytes) -> dict[str, Any]:
+    """The fields of a sample's JSON file; a bare list of texts is the field ``captions``.
+
+    Broken JSON has no fields: it costs a sample its caption, and no more.
+    """
+    try:
+        record = json.loads(decode_text(raw))
+    except (ValueError, RecursionError):
+        return {}
+    if isinstance(record, list) and record and all(isinstance(text, str) for text in record):
+        return {"captions": record}
+    return record if isinstance(record, dict) else {}
 
 
 def field_of(record: Any, path: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,15 +11,16 @@ import numpy as np
 
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
-from clipkit.data.index import Arrays
+from clipkit.data.index import Arrays, unpack_json
 from clipkit.data.label_file import read_class_names
 from clipkit.data.packed_fields import PackedFields, unpack_fields
 from clipkit.data.reader import SampleError
-from clipkit.data.tar_index import FIELDS, Places, find_members, parse_fields
+from clipkit.data.tar_index import FIELDS, Places, find_members
 from clipkit.errors import DataError
 
 CLASS, _ARRAY = "cls", "npy"
-_PROBED = 20  # records in which the usual fields are looked for
+_PROBED = 20  # members that tell where captions are, and what they hold
+_NUMBERED = re.compile(rf"(?:caption|text)?[_-]?(\d+)\.(?:{'|'.join(reader.CAPTION_EXTENSIONS)})")
 
 
 class Wanted(NamedTuple):
@@ -75,8 +77,9 @@ class TarCaptions:
     def look(self, path: str, arrays: Arrays, image: Places) -> None:
         """Finds out where the captions of a shard are, if the source does not say it.
 
-        Text members are captions, unless more than twice as many images have a ``.json`` with one
-        of the usual fields; where there is neither, the class is.
+        Text members are captions, unless more than twice as many images have numbered ones
+        (``0.txt``, ``1.txt``), all of which are, or a ``.json`` with one of the usual fields;
+        where there is none of these, the class is.
 
         Args:
             path: the shard.
@@ -92,7 +95,11 @@ class TarCaptions:
             fields, texts = find_members(arrays, [FIELDS]), self.wanted[0].extensions
             with_fields = np.flatnonzero((image.offset >= 0) & (fields.offset >= 0))
             with_text = (image.offset >= 0) & (find_members(arrays, texts).offset >= 0)
-            if 2 * with_text.sum() < len(with_fields) and (
+            numbered = _numbered_texts(arrays)
+            with_number = (image.offset >= 0) & (find_members(arrays, numbered).offset >= 0)
+            if 2 * with_text.sum() < with_number.sum():
+                self.wanted = [Wanted((name,)) for name in numbered]
+            elif 2 * with_text.sum() < len(with_fields) and (
                 name := _usual_field(path, fields.take(with_fields[:_PROBED]), self.source)
             ):
                 self.wanted = [Wanted((FIELDS,), name)]
@@ -100,6 +107,7 @@ class TarCaptions:
                 self.wanted = [Wanted((CLASS,))]
         elif named := [wanted.field for wanted in self.wanted if wanted.field]:
             self.notes = _absent_fields(path, find_members(arrays, [FIELDS]), named)
+        self.notes += _several_lines(path, arrays, self.wanted, self.source)
         if self.of_class and not self.class_names:
             self._check_class(path, arrays)
 
@@ -116,7 +124,7 @@ class TarCaptions:
         Raises:
             SampleError: a member cannot be read, or holds no label.
         """
-        record = parse_fields(member(fields))
+        record = reader.json_record(member(fields) or b"")
         packed = unpack_fields(record)
         values: list[Any] = []
         for wanted, place in zip(self.wanted, places, strict=True):
@@ -163,7 +171,7 @@ class TarCaptions:
             return
         first = int(there[0])
         content = _read(path, classes, first).strip()
-        packed = unpack_fields(parse_fields(_read(path, fields, first)))
+        packed = unpack_fields(reader.json_record(_read(path, fields, first)))
         if content.isdigit() and packed.class_name is None:
             raise DataError(
                 f"{path}: its .cls members hold numbers ({int(content)}, for one); set "
@@ -171,11 +179,31 @@ class TarCaptions:
             )
 
 
+def _numbered_texts(arrays: Arrays) -> list[str]:
+    """Extensions such as ``0.txt`` and ``caption_1.txt``, by number."""
+    names: list[str] = unpack_json(arrays["extensions"])
+    found = [(match, name) for name in names if (match := _NUMBERED.fullmatch(name))]
+    found.sort(key=lambda each: (int(each[0][1]), each[1]))
+    return [name for _, name in found]
+
+
+def _several_lines(
+    path: str, arrays: Arrays, wanted: Sequence[Wanted], source: SourceConfig
+) -> list[str]:
+    """Says so where the caption members have several lines, each of which may be a caption."""
+    names = [n for each in wanted for n in each.extensions if n in reader.CAPTION_EXTENSIONS]
+    places = find_members(arrays, names)
+    there = np.flatnonzero(places.size > 0)
+    probed = places.take(there[:: max(1, len(there) // _PROBED)][:_PROBED])
+    texts = [reader.decode_text(_read(path, probed, i)) for i in range(len(probed.offset))]
+    return reader.lines_note(texts, source, "caption members")
+
+
 def _absent_fields(path: str, fields: Places, named: Sequence[str]) -> list[str]:
     """Says which fields none of some ``.json`` members has, and which there are."""
     there = np.flatnonzero(fields.size > 0)
     probed = fields.take(there[:: max(1, len(there) // _PROBED)])
-    records = [parse_fields(_read(path, probed, i)) for i in range(len(probed.offset))]
+    records = [reader.json_record(_read(path, probed, i)) for i in range(len(probed.offset))]
     records = [{**record, **unpack_fields(record).metadata} for record in records]
     names = list(dict.fromkeys(str(key) for record in records for key in record))
     return [
@@ -188,7 +216,7 @@ def _absent_fields(path: str, fields: Places, named: Sequence[str]) -> list[str]
 
 def _usual_field(path: str, fields: Places, source: SourceConfig) -> str | None:
     """The first of the usual names under which one of some ``.json`` members has a text."""
-    records = [parse_fields(_read(path, fields, i)) for i in range(len(fields.offset))]
+    records = [reader.json_record(_read(path, fields, i)) for i in range(len(fields.offset))]
     metadata = [unpack_fields(record).metadata for record in records]
     for name in reader.CAPTION_COLUMNS:
         if any(reader.caption_texts([reader.field_of(m, name)], source) for m in metadata):

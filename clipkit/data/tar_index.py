@@ -5,11 +5,10 @@ The index does not depend on what a run wants of the samples.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from clipkit.data.index import Advance, Arrays, open_index, pack_json, pack_text
 from clipkit.data.tar import TarListing, list_tar, refuse_compressed
 from clipkit.data.tar_samples import Samples, group_members
 
-KIND = "tar 5"
+KIND = "tar 6"
 FIELDS = "json"
 _FIRST_DOT = "first dot "  # before the names of a second set of arrays
 
@@ -130,7 +129,7 @@ def _fields_with_text(path: str, listing: TarListing, samples: Samples) -> dict[
         for member in members:
             _, offset, size = listing.members[member.number]
             if member.extension == FIELDS and size <= reader.MAX_CAPTION_BYTES:
-                record = parse_fields(files.read(path, offset, size))
+                record = reader.json_record(files.read(path, offset, size))
                 bits = 0
                 for bit, name in enumerate(reader.CAPTION_COLUMNS):
                     value = record.get(name)
@@ -138,15 +137,6 @@ def _fields_with_text(path: str, listing: TarListing, samples: Samples) -> dict[
                     bits |= any(text.strip() for text in texts) << bit
                 found[member.number] = bits
     return found
-
-
-def parse_fields(raw: bytes | None) -> dict[str, Any]:
-    """The fields of a ``.json`` member; none where it is broken, which costs no more."""
-    try:
-        fields = json.loads(reader.decode_text(raw)) if raw else None
-    except (ValueError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
 
 
 def _arrays_of(samples: Samples, listing: TarListing, texts: dict[int, int]) -> Arrays:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -37,7 +36,7 @@ def find_sidecars(tree: ImageTree, source: SourceConfig) -> tuple[list[Captions]
         named = _named(tree, others, reader.split_names(source.caption))
         return ([named] if named else []), []
     found, suspects = [], []
-    texts = _texts(tree, others) or _texts_elsewhere(tree)
+    texts = _texts(tree, others, source) or _texts_elsewhere(tree, source)
     if texts is not None:
         found.append(texts)
     records, suspect = _records(tree, others)
@@ -62,7 +61,7 @@ def read_sidecar(folder: str, name: str, field: str) -> tuple[list[Any], dict[st
         raise reader.SampleError("unreadable caption file") from None
     if not field:
         return [reader.decode_text(raw)], {}
-    record = _parse(raw)
+    record = reader.json_record(raw)
     return [reader.field_of(record, field)], record
 
 
@@ -112,16 +111,18 @@ def _named(
     return _captions(f"{', '.join(wanted)} beside each image", found) if found else None
 
 
-def _texts(tree: ImageTree, others: dict[str, dict[str, str]]) -> Captions | None:
+def _texts(
+    tree: ImageTree, others: dict[str, dict[str, str]], source: SourceConfig
+) -> Captions | None:
     found: _Files = {}
     for image, there in others.items():
         name = next((there[each] for each in reader.CAPTION_EXTENSIONS if each in there), None)
         if name is not None:
             found[image] = [(name, "")]
-    return _if_captions(tree, found, "NAME.{} beside each image")
+    return _if_captions(tree, found, source, "NAME.{} beside each image")
 
 
-def _texts_elsewhere(tree: ImageTree) -> Captions | None:
+def _texts_elsewhere(tree: ImageTree, source: SourceConfig) -> Captions | None:
     """``captions/cat.txt`` for ``images/cat.jpg``, where most images have one and no two of a
     kind have the same name."""
     names = [n for n in tree.names if extension(n) in reader.CAPTION_EXTENSIONS]
@@ -135,10 +136,12 @@ def _texts_elsewhere(tree: ImageTree) -> Captions | None:
             found[image] = [(by_base[base], "")]
     if 2 * len(found) <= len(tree.images):
         return None
-    return _if_captions(tree, found, "NAME.{} in a folder of their own")
+    return _if_captions(tree, found, source, "NAME.{} in a folder of their own")
 
 
-def _if_captions(tree: ImageTree, found: _Files, told: str) -> Captions | None:
+def _if_captions(
+    tree: ImageTree, found: _Files, source: SourceConfig, told: str
+) -> Captions | None:
     """Text files as captions, unless they hold nothing but numbers, such as boxes of objects."""
     if not found:
         return None
@@ -146,14 +149,7 @@ def _if_captions(tree: ImageTree, found: _Files, told: str) -> Captions | None:
     texts = [reader.decode_text(raw) for raw in probed if raw.strip()]
     if any(map(_DIGIT.search, texts)) and not any(map(_LETTER.search, texts)):
         return None
-    lines = {len([line for line in text.splitlines() if line.strip()]) for text in texts}
-    notes = []
-    if len(texts) > 1 and min(lines) > 1:
-        count = str(min(lines)) if len(lines) == 1 else f"{min(lines)} to {max(lines)}"
-        notes.append(
-            f"caption files have {count} lines, read as one caption each; where each line is one, "
-            "set captions of the source to lines"
-        )
+    notes = reader.lines_note(texts, source, "caption files")
     ends = Counter(extension(each[0][0]) for each in found.values())
     return _captions(told.format(" or .".join(ends)), found, notes)
 
@@ -164,7 +160,9 @@ def _records(
     found: _Files = {image: [(there[JSON], "")] for image, there in others.items() if JSON in there}
     if not found:
         return None, None
-    first = [_parse(_probe(tree, each[0][0])) for each in list(found.values())[:_PROBED]]
+    first = [
+        reader.json_record(_probe(tree, each[0][0])) for each in list(found.values())[:_PROBED]
+    ]
     usual = [
         name
         for name in reader.CAPTION_COLUMNS
@@ -212,11 +210,3 @@ def _probe(tree: ImageTree, name: str) -> bytes:
         return files.read_all(files.join(tree.folder, name), reader.MAX_CAPTION_BYTES)
     except OSError:
         return b""
-
-
-def _parse(raw: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(reader.decode_text(raw))
-    except (ValueError, RecursionError):  # broken JSON costs the sample its caption alone
-        return {}
-    return record if isinstance(record, dict) else {}
