@@ -58,10 +58,10 @@ def is_measured(metrics: Mapping[str, Any]) -> bool:
 
 
 def _why_not(images: int, texts: int) -> str:
-    if texts == 1:
-        why = f"all {images:,} images have one and the same text"
-    elif images == 1:
+    if images == 1:
         why = "there is one image alone"
+    elif texts == 1:
+        why = f"all {images:,} images have one and the same text"
     else:
         why = f"each of the {texts:,} texts belongs to each of the {images:,} images"
     return f"no recall: {why}, so that no answer can be wrong"

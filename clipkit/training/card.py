@@ -44,8 +44,8 @@ together.
 
 ## Data
 
-{_data(config)}, {samples} pairs;
-{steps * config.train.batch_size:,} pairs seen in {steps:,} steps of {config.train.batch_size:,}.
+{_data(config)}, {samples} samples;
+{steps * config.train.batch_size:,} samples seen in {steps:,} steps of {config.train.batch_size:,}.
 
 ## Recipe
 
