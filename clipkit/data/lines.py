@@ -53,13 +53,14 @@ class LineReader:
         self._lines: list[np.ndarray] = []  # their numbers in the file, from 1 on
         dropped: Counter[str] = Counter()
         names: list[str | int] = []
-        cp1252 = cut = 0
-        for path, stat, arrays in indexed(paths, _index, kind="lines 2", progress=progress):
+        cp1252 = cut = unreadable = 0
+        for path, stat, arrays in indexed(paths, _index, kind="lines 3", progress=progress):
             self._offsets.append(arrays["offset"])
             self._sizes.append(arrays["size"])
             self._lines.append(arrays["line"])
             dropped["empty line"] += int(arrays["blank"])
             cp1252 += int(arrays["cp1252"])
+            unreadable += int(arrays["unreadable"])
             cut += int((arrays["size"] > reader.MAX_CAPTION_BYTES).sum())
             names += [path.replace("\\", "/").rsplit("/", 1)[-1], stat.size]
         self.dropped = {reason: number for reason, number in dropped.items() if number}
@@ -69,6 +70,9 @@ class LineReader:
             raise DataError(f"{source.path}: no line has a text.")
         self.access = Access(remote=any(map(files.is_url, paths)))
         notes = [f"{_lines(cp1252)} not UTF-8, read as cp1252"] if cp1252 else []
+        if unreadable:
+            lines = "1 line holds" if unreadable == 1 else f"{unreadable:,} lines hold"
+            notes.append(reader.UNREADABLE.format(lines))
         if cut:
             notes.append(f"{_lines(cut)} longer than {_MIB} MiB, cut there")
         self.understood = Understood(captions="a text a line", notes=notes)
@@ -125,7 +129,7 @@ def _index(path: str, stat: files.FileStat, advance: Advance) -> Arrays:
     if files.read(path, 0, 2) in _UTF_16:
         raise DataError(f"{path}: is UTF-16; save it as UTF-8.")
     offsets, sizes, numbers = [], [], []
-    at = number = blank = cp1252 = 0
+    at = number = blank = cp1252 = unreadable = 0
     rest = b""
     for begin in range(0, stat.size, _BLOCK):
         data = rest + files.read(path, begin, min(_BLOCK, stat.size - begin))
@@ -140,6 +144,7 @@ def _index(path: str, stat: files.FileStat, advance: Advance) -> Arrays:
                 sizes.append(len(line))
                 numbers.append(number)
                 cp1252 += not line.isascii() and reader.is_cp1252(line)
+                unreadable += reader.is_unreadable(line)
             else:
                 blank += 1
             at += len(line) + 1
@@ -150,6 +155,7 @@ def _index(path: str, stat: files.FileStat, advance: Advance) -> Arrays:
         "line": np.array(numbers, dtype=np.int64),
         "blank": np.array(blank),
         "cp1252": np.array(cp1252),
+        "unreadable": np.array(unreadable),
     }
 
 

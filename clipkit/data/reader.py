@@ -45,6 +45,8 @@ _NO_CP1252 = re.compile(
     rb"[\x00-\x08\x0e-\x1f\x7f\x81\x8d\x8f\x90\x9d]"
     rb"|\xed[\xa0-\xbf][\x80-\xbf]|[\xe0-\xf4][\x80-\xbf]{1,2}\Z"
 )
+# A sentence on texts that ``decode_text`` cannot read.
+UNREADABLE = "{} characters that are no UTF-8, shown as \ufffd; save as UTF-8"
 _QUOTED = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*\"""")
 _SAVED_LIST = re.compile(
     rf"\s*\[\s*(?:{_QUOTED.pattern})(?:[\s,]*(?:{_QUOTED.pattern}))*[\s,]*\]\s*"
@@ -235,23 +237,26 @@ def _text(value: Any) -> str | None:
     return decode_text(value) if isinstance(value, bytes) else str(value)
 
 
-def lines_note(texts: Sequence[str], source: SourceConfig, what: str) -> list[str]:
-    """Says so where captions have several lines, each of which may be meant as one.
+def texts_notes(texts: Sequence[str], source: SourceConfig, what: str) -> list[str]:
+    """Says so where captions hold U+FFFD, or several lines, each of which may be meant as one.
 
     Args:
         texts: of some caption files; blank ones are passed over.
         source: asks for the captions.
         what: to call the files.
     """
+    unreadable = sum("\ufffd" in text for text in texts)
+    notes = [UNREADABLE.format(f"{unreadable} of {len(texts)} {what} hold")] if unreadable else []
     lines = {
         len([line for line in text.splitlines() if line.strip()]) for text in texts if text.strip()
     }
     if len(texts) < 2 or source.captions == "lines" or min(lines, default=0) < 2:
-        return []
+        return notes
     count = str(min(lines)) if len(lines) == 1 else f"{min(lines)} to {max(lines)}"
     return [
+        *notes,
         f"{what} have {count} lines, read as one caption each; where each line is one, set "
-        "captions of the source to lines"
+        "captions of the source to lines",
     ]
 
 
@@ -323,3 +328,14 @@ def is_cp1252(raw: bytes) -> bool:
         return False
     text = raw.decode("utf-8", "replace")  # a byte order mark is not ASCII
     return "\ufffd" in text and text.replace("\ufffd", "").isascii()
+
+
+def is_unreadable(raw: bytes) -> bool:
+    """Whether ``decode_text`` puts U+FFFD in place of some of these bytes."""
+    if raw.isascii() or "\ufffd" not in decode_text(raw):
+        return False
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    return False  # the text itself holds U+FFFD

@@ -74,7 +74,7 @@ class TableReader:
         dropped: Counter[str] = Counter()
         stats: list[files.FileStat] = []
         told: dict[str, dict[str, Any]] = {}
-        each = indexed(paths, self._index, kind=f"records {kind}", progress=progress)
+        each = indexed(paths, self._index, kind=f"records 2 {kind}", progress=progress)
         for path, stat, arrays in each:
             stats.append(stat)
             self._open(path)
@@ -294,6 +294,9 @@ class TableReader:
         if cp1252:
             rows = "1 row is" if cp1252 == 1 else f"{cp1252:,} rows are"
             notes.append(f"{rows} not UTF-8, read as cp1252")
+        if unreadable := sum(each["found"]["unreadable"] for each in told.values()):
+            rows = "1 row holds" if unreadable == 1 else f"{unreadable:,} rows hold"
+            notes.append(reader.UNREADABLE.format(rows))
         if lists := sum(each["lists"] for each in told.values()):
             notes.append(f"{lists:,} cells hold a list in quotes, read as several captions")
         if all(each["only_numbers"] for each in told.values()):

@@ -196,7 +196,7 @@ def _several_lines(
     there = np.flatnonzero(places.size > 0)
     probed = places.take(there[:: max(1, len(there) // _PROBED)][:_PROBED])
     texts = [reader.decode_text(_read(path, probed, i)) for i in range(len(probed.offset))]
-    return reader.lines_note(texts, source, "caption members")
+    return reader.texts_notes(texts, source, "caption members")
 
 
 def _absent_fields(path: str, fields: Places, named: Sequence[str]) -> list[str]:

@@ -128,6 +128,26 @@ def test_cp1252_is_read_and_told(tmp_path: Path) -> None:
     assert next(broken.captions()) == "café \ufffd"
 
 
+def test_text_of_another_encoding_is_told(tmp_path: Path) -> None:
+    told = "that are no UTF-8, shown as \ufffd; save as UTF-8"
+    text = "image,caption\na.jpg,一只狗在跑\nb.jpg,两只猫坐着\nc.jpg,plain\n".encode("gbk")
+    reader = open_table(tmp_path / "t.csv", text)
+    assert reader.understood.notes == [f"2 rows hold characters {told}"]
+    records = b'{"image": "a.jpg", "caption": "' + "一只狗在跑".encode("gbk") + b'"}\n'
+    assert open_table(tmp_path / "t.jsonl", records).understood.notes == [
+        f"1 row holds characters {told}"
+    ]
+    lines = open_table(tmp_path / "t.txt", "一只狗在跑\nplain\n".encode("gbk"), image="none")
+    assert lines.understood.notes == [f"1 line holds characters {told}"]
+
+
+def test_columns_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    reader = open_table(tmp_path / "t.csv", "image,caption,caption,,\na.jpg,a dog,a cat,,\n")
+    assert list(reader.captions()) == ["a dog"]
+    assert reader.understood.also == ["caption_2"]
+    assert reader.understood.notes == ["another column caption is called caption_2"]
+
+
 @pytest.mark.parametrize(
     ("header", "values", "chosen", "also"),
     [

@@ -149,7 +149,7 @@ def _if_captions(
     texts = [reader.decode_text(raw) for raw in probed if raw.strip()]
     if any(map(_DIGIT.search, texts)) and not any(map(_LETTER.search, texts)):
         return None
-    notes = reader.lines_note(texts, source, "caption files")
+    notes = reader.texts_notes(texts, source, "caption files")
     ends = Counter(extension(each[0][0]) for each in found.values())
     return _captions(told.format(" or .".join(ends)), found, notes)
 

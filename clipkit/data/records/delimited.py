@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from clipkit.data.index import Advance
-from clipkit.data.reader import IMAGE_EXTENSIONS, decode_text, is_cp1252
+from clipkit.data.reader import IMAGE_EXTENSIONS, decode_text
 from clipkit.data.records.lines import BLANK, MAX_RECORD, Found, Line, Lines, Record
 from clipkit.errors import DataError
 
@@ -77,6 +77,7 @@ class Delimited:
         self._quote = re.compile(rf'""|"( *)(?={re.escape(self.delimiter)}|[\r\n]*\Z)|"')
         self.columns: list[str] = []
         self.columns = [name.strip().strip('"') for name in self._split(header)[0]]
+        self._tell_apart()
         self._skip += 1
         usual = "\t" if path.lower().endswith(".tsv") else ","
         if len(self.columns) > 1 and self.delimiter != usual:
@@ -118,12 +119,23 @@ class Delimited:
                         break
                     raw = whole
                     values, opened = self._split(decode_text(raw))
-                self.found.cp1252 += not raw.isascii() and is_cp1252(raw)
+                self.found.look_at(raw)
                 yield line.offset, len(raw), self._named(values, opened)
         except ValueError as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{self.path}, line {number}: not a valid record ({error}).") from error
+
+    def _tell_apart(self) -> None:
+        """Gives each further column of one name a name of its own: ``caption_2``."""
+        for place, name in enumerate(self.columns):
+            if not name or name not in self.columns[:place] or is_image(name):
+                continue
+            number = 2
+            while (other := f"{name}_{number}") in self.columns:
+                number += 1
+            self.columns[place] = other
+            self.notes.append(f"another column {name} is called {other}")
 
     def _tell_unclosed(self, number: int, opened: int) -> None:
         found = self.found

@@ -118,7 +118,7 @@ class JsonRecords:
                 raise DataError(
                     f"{self.path}, line {line.number}: not a valid record ({error})."
                 ) from error
-            self.found.cp1252 += not line.raw.isascii() and is_cp1252(line.raw)
+            self.found.look_at(line.raw)
             yield line.offset, len(line.raw), record
 
     def _within_value(self, size: int) -> Iterator[tuple[int, int, Record]]:
@@ -149,8 +149,8 @@ class JsonRecords:
                 raise self._in_value(text, at, "not a list of objects")
             offset += len(text[begin:at].encode("utf-8", "surrogateescape"))
             raw = text[at:end].encode("utf-8", "surrogateescape")
+            self.found.look_at(raw)
             if is_cp1252(raw):
-                self.found.cp1252 += 1
                 value = self.parse(raw)
             yield offset, len(raw), value
             begin, at, offset = end, _after_space(text, end), offset + len(raw)

@@ -9,6 +9,7 @@ from typing import Any
 
 from clipkit.data import files
 from clipkit.data.index import Advance
+from clipkit.data.reader import is_cp1252, is_unreadable
 from clipkit.errors import DataError
 
 Record = dict[str, Any]
@@ -26,12 +27,20 @@ class Found:
         unclosed_line: the line of the first of them, from 1 on.
         unclosed_column: the column that it opens.
         cp1252: records that are not UTF-8 and were read as cp1252.
+        unreadable: records with bytes that are neither, in whose place U+FFFD stands.
     """
 
     unclosed: int = 0
     unclosed_line: int = 0
     unclosed_column: str = ""
     cp1252: int = 0
+    unreadable: int = 0
+
+    def look_at(self, raw: bytes) -> None:
+        """Counts a record by its encoding, where that is neither UTF-8 nor UTF-16."""
+        if not raw.isascii():
+            self.cp1252 += is_cp1252(raw)
+            self.unreadable += is_unreadable(raw)
 
 
 @dataclass(frozen=True, slots=True)
