@@ -108,6 +108,12 @@ def find_members(arrays: Arrays, wanted: Sequence[str]) -> Places:
     return Places(offset, size, checksum)
 
 
+def count_further(arrays: Arrays, wanted: Sequence[str]) -> int:
+    """How many of these members stand in a sample beside another of them."""
+    members = sum(count_extensions(arrays)[name] for name in wanted)
+    return members - int((find_members(arrays, wanted).offset >= 0).sum())
+
+
 def lacks_field(arrays: Arrays, name: str) -> NDArray[np.bool_]:
     """(S,) whether the ``.json`` of a sample is known to have no text under one of the usual names
     of captions."""

@@ -47,6 +47,7 @@ from clipkit.data.tar_index import (
     KIND,
     Places,
     count_extensions,
+    count_further,
     counts_of,
     find_members,
     index_tar,
@@ -231,6 +232,11 @@ class TarReader:
                 looked = True
             seen.members += count_extensions(arrays)
             seen.unused.update(unpack_json(arrays["unused"]))
+            further = {"further image of a sample": count_further(arrays, self._image)}
+            further["further caption of a sample"] = sum(
+                count_further(arrays, each.extensions) for each in self._captions.wanted
+            )
+            seen.unused.update({what: count for what, count in further.items() if count > 0})
             seen.counts.update(counts_of(arrays))
             seen.several += int(arrays["parts"]) > 1
             shard = self._select(arrays, dropped)

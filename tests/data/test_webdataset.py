@@ -81,6 +81,18 @@ def test_samples_without_image_or_caption_are_dropped_and_counted(tmp_path):
     assert images.dropped == {"no image": 3}
 
 
+def test_further_images_and_captions_of_a_sample_are_counted(tmp_path):
+    jpg, png = encoded(photo(24, 24)), encoded(photo(25, 24), "PNG")
+    members = [("0.jpg", jpg), ("0.png", png), ("0.txt", b"a cat"), ("0.caption", b"a dog")]
+    write_tar(tmp_path / "a.tar", [*members, ("1.png", png), ("1.caption", b"an owl")])
+    reader = open_tar(tmp_path / "a.tar")
+    assert [reader[row].caption for row in range(2)] == ["a cat", "an owl"]
+    assert reader.understood.unused == {
+        "further image of a sample": 1,
+        "further caption of a sample": 1,
+    }
+
+
 def test_named_members_and_json_fields_are_the_caption(tmp_path):
     fields = {"title": "from json", "tags": ["red", "round"], "deep": {"name": "inside"}, "n": 5}
     members = [
