@@ -136,7 +136,7 @@ def trained(folder: Path, name: str) -> dict[str, Any]:
             *parents, last = key.split(".")
             node = tree
             for parent in parents:
-                node = node[parent]
+                node = node.setdefault(parent, {})
             node[last] = value
     output = folder / name
     tree["output"] = str(output)
