@@ -54,10 +54,11 @@ CLIPKIT_MATRIX=full run "20,000 requests to clipkit serve leave its memory as it
     python -m pytest tests/serve/test_server.py -k memory --timeout 1800
 CLIPKIT_MATRIX=full run "models of the size of ViT-B/32 by open_clip and transformers load and are exported, to 1e-5" \
     python -m pytest tests/interchange --timeout 1800
-CLIPKIT_MATRIX=full run "compiled layers, the emoji data byte for byte, product codes, divergence and frozen ranks, the memory of a plan and of images" \
+CLIPKIT_MATRIX=full run "compiled layers, the emoji data byte for byte, product codes, divergence and frozen ranks, the memory of a plan and of images; further signals, ranks and places to be killed at" \
     python -m pytest tests/models/test_forward.py tests/test_emoji_data.py \
     tests/retrieval/test_approximate.py tests/training/test_run.py tests/training/test_plan.py \
-    tests/training/test_kills.py tests/data/test_hostile.py -m long --timeout 1800
+    tests/training/test_kills.py tests/training/test_stages.py tests/training/test_seeing.py \
+    tests/losses/test_contrastive.py tests/data/test_hostile.py -m long --timeout 1800
 CLIPKIT_MATRIX=full run "100,000 images and 500,000 texts are ranked in 2 GB beside their embeddings" \
     python -m pytest tests/evaluation/test_metrics.py -m long --timeout 7200
 exit "$failed"

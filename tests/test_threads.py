@@ -15,7 +15,7 @@ _NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _COMMAND = """
 import atexit, os, sys
 atexit.register(lambda: print([os.environ.get(name) for name in %r]))
-sys.argv = ["clipkit", "data", "check", "nowhere.tar"]
+sys.argv = ["clipkit", "--version"]
 from clipkit.__main__ import run
 assert "torch" not in sys.modules
 run()
@@ -39,7 +39,7 @@ def test_a_command_bounds_spinning_before_torch_is_there_unless_the_user_has(
         [sys.executable, "-c", _COMMAND % (_NAMES,)],
         env={**clean, **own}, capture_output=True, text=True,
     )  # fmt: skip
-    assert result.stdout == f"{expected}\n", result.stderr
+    assert result.stdout.splitlines()[-1] == str(expected), result.stderr
 
 
 def test_importing_clipkit_changes_no_environment() -> None:

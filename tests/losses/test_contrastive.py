@@ -145,7 +145,7 @@ def _rank(rank: int, ranks: int, port: int, with_valid: bool, out: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("with_valid", [False, True])
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_ranks_equal_one_process_logit_scale_included(
     ranks: int, with_valid: bool, tmp_path: Path
 ) -> None:

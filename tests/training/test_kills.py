@@ -108,7 +108,9 @@ def start() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.long)]
+)
 def test_a_signal_saves_and_ends_with_75_and_the_run_goes_on(
     clipkit: Run, start: Any, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -131,8 +133,15 @@ def test_a_signal_saves_and_ends_with_75_and_the_run_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(
+    ("which", "how"),
+    [
+        (0, "fsdp"),
+        (1, "ddp"),
+        pytest.param(0, "ddp", marks=pytest.mark.long),
+        pytest.param(1, "fsdp", marks=pytest.mark.long),
+    ],
+)
 def test_two_ranks_stop_at_one_step_though_one_was_asked(
     start: Any, tmp_path: Path, how: str, which: int
 ) -> None:
@@ -166,7 +175,7 @@ def test_a_signal_while_evaluating_saves_too(start: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
 def test_a_rank_that_is_killed_ends_the_others_by_name(
     start: Any, tmp_path: Path, how: str
 ) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import yaml
 from command_line import ENVIRONMENT, ROOT, Run, remarks
 from PIL import Image
 from safetensors.torch import load_file
+
+from clipkit.cli import main
 
 STEPS = 9
 
@@ -110,9 +113,9 @@ def test_a_run_leaves_what_the_readme_says(whole: Path) -> None:
         ("step-5", 0, "fork"),
         ("step-5", 2, "fork"),
         pytest.param("step-2", 2, "spawn", marks=pytest.mark.long),
-        ("save-6-copied", 0, "fork"),
+        pytest.param("save-6-copied", 0, "fork", marks=pytest.mark.long),
         ("save-6-written", 0, "fork"),
-        ("save-6-synced", 2, "fork"),
+        pytest.param("save-6-synced", 2, "fork", marks=pytest.mark.long),
         ("save-6-renamed", 0, "fork"),
     ],
 )
@@ -260,46 +263,82 @@ def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(clipkit: Run, tmp_path: Pat
         os.killpg(process.pid, 0)  # no loader worker is left
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["missing.yaml"], 2, "missing.yaml: no such config file"),
-        (["{config}", "optim.lrr=1"], 2, "optim.lrr: no such key. Did you mean optim.lr?"),
-        (["{config}", "train.batch_size=many"], 2, "train.batch_size: expected int, got many"),
-        (
-            ["{config}", "--optim.lr=1"],
-            2,
-            "Keys of the config are written without dashes: optim.lr=1",
-        ),
-        (["{config}", "train.trackers=[tensorbord]"], 2, "tensorbord; accelerate knows"),
-        (["{config}", "train.trackers=[clearml]"], 2, "clearml is not installed"),
-        (["{config}", "data.train=no/such/folder"], 3, "no/such/folder"),
-        (["{config}", "data.train={empty}"], 3, "{empty}"),
-        (["{config}", "data.train={texts}"], 3, "{texts}"),
-        (["{config}", "train.batch_size=500"], 2, "500 is more than the 221 samples"),
-        (["{config}", "model.pretrained=no/such/model"], 4, "no/such/model"),
-        (["{config}", "train.batch_size=500", "--dry-run"], 2, "500 is more than the 221 samples"),
-    ],
-)
+MISTAKES = [
+    (["missing.yaml"], 2, "missing.yaml: no such config file"),
+    (["{config}", "optim.lrr=1"], 2, "optim.lrr: no such key. Did you mean optim.lr?"),
+    (["{config}", "train.batch_size=many"], 2, "train.batch_size: expected int, got many"),
+    (["{config}", "--optim.lr=1"], 2, "Keys of the config are written without dashes: optim.lr=1"),
+    (["{config}", "train.trackers=[tensorbord]"], 2, "tensorbord; accelerate knows"),
+    (["{config}", "train.trackers=[clearml]"], 2, "clearml is not installed"),
+    (["{config}", "data.train=no/such/folder"], 3, "no/such/folder"),
+    (["{config}", "data.train={empty}"], 3, "{empty}"),
+    (["{config}", "data.train={texts}"], 3, "{texts}"),
+    (["{config}", "train.batch_size=500"], 2, "500 is more than the 221 samples"),
+    (["{config}", "model.pretrained=no/such/model"], 4, "no/such/model"),
+    (["{config}", "train.batch_size=500", "--dry-run"], 2, "500 is more than the 221 samples"),
+]
+
+
+def assert_one_line(
+    run: Callable[[list[str]], tuple[int, str]],
+    folder: Path,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    """A mistake ends ``clipkit train`` in one line that says what it is.
+
+    Args:
+        run: gives the exit code of a command, and what it wrote to stderr.
+        folder: for the run's config.
+        arguments: of ``clipkit train``.
+        code: the exit code.
+        message: part of the line.
+    """
+    (folder / "empty").mkdir()
+    (folder / "texts").mkdir()
+    (folder / "texts" / "notes.txt").write_text("no image")
+    (folder / "texts" / "table.xlsx").write_text("no image")
+    names = {
+        "config": str(write_config(folder)),
+        "empty": str(folder / "empty"),
+        "texts": str(folder / "texts"),
+    }
+    ended, stderr = run(["train", *(argument.format(**names) for argument in arguments)])
+    assert ended == code, stderr
+    lines = [line for line in remarks(stderr) if line.startswith("clipkit: ")]
+    lines = [line for line in lines if "has no effect" not in line]  # said before the mistake
+    assert len(lines) == 1, stderr
+    assert message.format(**names) in lines[0]
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES)
 def test_a_mistake_ends_in_one_line_and_its_exit_code(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(ROOT)
+    assert_one_line(
+        lambda command: (main(command), capsys.readouterr().err), tmp_path, arguments, code, message
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arguments", "code", "message"), [MISTAKES[1], MISTAKES[8], MISTAKES[10]])
+def test_a_process_ends_with_a_mistake_in_one_line_too(
     clipkit: Run, tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "notes.txt").write_text("no image")
-    (tmp_path / "texts" / "table.xlsx").write_text("no image")
-    names = {
-        "config": str(write_config(tmp_path)),
-        "empty": str(tmp_path / "empty"),
-        "texts": str(tmp_path / "texts"),
-    }
-    result = clipkit("train", *(argument.format(**names) for argument in arguments))
-    assert result.returncode == code, result.stderr
-    lines = [line for line in remarks(result.stderr) if line.startswith("clipkit: ")]
-    lines = [line for line in lines if "has no effect" not in line]  # said before the mistake
-    assert len(lines) == 1, result.stderr
-    assert message.format(**names) in lines[0]
-    assert "Traceback" not in result.stderr
+    def run(command: list[str]) -> tuple[int, str]:
+        result = clipkit(*command)
+        return result.returncode, result.stderr
+
+    assert_one_line(run, tmp_path, arguments, code, message)
 
 
 @pytest.mark.slow

@@ -80,7 +80,12 @@ def test_each_rank_writes_its_part_and_no_file_is_whole(two: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "how", "checkpoint"),
-    [(2, "fsdp", "sharded"), (1, "fsdp", "sharded"), (3, "fsdp", "sharded"), (2, "ddp", "whole")],
+    [
+        (2, "fsdp", "sharded"),
+        (1, "fsdp", "sharded"),
+        pytest.param(3, "fsdp", "sharded", marks=pytest.mark.long),
+        (2, "ddp", "whole"),
+    ],
 )
 def test_parts_go_on_with_other_ranks_and_whole_weights(
     clipkit: Run, two: Path, half: Path, tmp_path: Path, ranks: int, how: str, checkpoint: str
@@ -148,7 +153,10 @@ def test_a_damaged_part_is_passed_over_by_all_ranks(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("failpoint", "ranks"), [("save-3-written", 0), ("save-3-written-1", 2)])
+@pytest.mark.parametrize(
+    ("failpoint", "ranks"),
+    [pytest.param("save-3-written", 0, marks=pytest.mark.long), ("save-3-written-1", 2)],
+)
 def test_a_full_disk_in_the_background_ends_all_ranks_in_one_sentence(
     clipkit: Run, tmp_path: Path, failpoint: str, ranks: int
 ) -> None:
@@ -166,7 +174,7 @@ def test_a_full_disk_in_the_background_ends_all_ranks_in_one_sentence(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_signal_waits_for_what_is_being_saved(start: Any, tmp_path: Path, ranks: int) -> None:  # noqa: F811
     changes = SHARDED if ranks == 2 else {}
     config = write_config(

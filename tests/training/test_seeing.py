@@ -156,7 +156,7 @@ def test_a_ceiling_measured_too_low_is_raised(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_a_profile_says_where_the_time_goes_and_leaves_the_run_alone(
     spiked: tuple[Path, str], clipkit: Run, ranks: int
 ) -> None:

@@ -68,7 +68,7 @@ def test_the_order_of_samples_goes_on_across_a_border(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failpoint", ["step-2", "step-7"])
+@pytest.mark.parametrize("failpoint", [pytest.param("step-2", marks=pytest.mark.long), "step-7"])
 def test_a_kill_in_any_stage_resumes_bit_identical(
     clipkit: Run, whole: Path, tmp_path: Path, failpoint: str
 ) -> None:
