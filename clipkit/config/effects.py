@@ -94,17 +94,23 @@ def refuse_others(config: Config, own: Mapping[str, Any]) -> None:
         own: the model's value of each dotted key; None: it is in the weights, whatever it is.
 
     Raises:
-        ConfigError: names the key, what it asks for and what the model has.
+        ConfigError: names the first such key, what it asks for and what the model has; and the
+            other keys.
     """
-    for key, value in own.items():
-        asked = _value(config, key)
-        if asked in (_value(Config(), key), value):
-            continue
-        has = "has its own" if value is None else f"has {value}"
-        raise ConfigError(
-            f"{key}: {asked} has no effect: model.pretrained {config.model.pretrained} {has}, and "
-            "keeps it; leave it out"
-        )
+    odd = [
+        (key, value)
+        for key, value in own.items()
+        if _value(config, key) not in (_value(Config(), key), value)
+    ]
+    if not odd:
+        return
+    (key, value), *others = odd
+    has = "has its own" if value is None else f"has {value}"
+    likewise = f", and likewise {', '.join(other for other, _ in others)}" if others else ""
+    raise ConfigError(
+        f"{key}: {_value(config, key)} has no effect: model.pretrained {config.model.pretrained} "
+        f"{has}, and keeps it; leave it out{likewise}"
+    )
 
 
 def _value(config: Config, key: str) -> Any:

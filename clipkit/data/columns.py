@@ -18,6 +18,7 @@ First = Callable[[str], Sequence[Any]]
 # names may hold the number of an article, and is looked at.
 _PLAIN = ("caption", "captions", "text", "txt")
 _NUMBERED = re.compile(r"(captions?|text)[_ -]?(\d+)")
+_SPOKEN = re.compile(r"\w\s+\w")  # several words
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _WORDS = re.compile(r"\S\s+\S|[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff]{2}")
 
@@ -54,7 +55,7 @@ def choose_columns(
         named = [*(_numbered(columns) or [None])]
     if source.caption and source.caption not in columns:  # a column's name may hold a comma
         named = [*reader.split_names(source.caption)] or [source.caption]
-    chosen = [_choose(what, name, usual, columns, where) for name in named]
+    chosen = [_choose(what, name, usual, columns, where, first) for name in named]
     captions = [name for name in chosen if name is not None]
     if first is not None:
         for name in captions:
@@ -99,13 +100,37 @@ def _numbered(columns: list[str]) -> list[str]:
     return [name for _, name in sorted(found, key=lambda each: int(each[0][2]))]
 
 
+def text_fields(value: Any, path: str = "") -> list[str]:
+    """The paths of fields that hold a text of several words."""
+    if isinstance(value, str):
+        return [path] if path and _SPOKEN.search(value) else []
+    found: list[str] = []
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            found += text_fields(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        spoken = all(
+            isinstance(item, dict) and ("from" in item or "role" in item) for item in value
+        )
+        for number, item in enumerate(value[:4] if spoken else value[:1]):
+            is_asked = spoken and str(item.get("from", item.get("role"))) in ("human", "user")
+            if not is_asked:
+                found += text_fields(item, f"{path}.{number}" if spoken else path)
+    return found
+
+
 def is_number(text: str) -> bool:
     """Whether a text is a number and nothing else."""
     return _NUMBER.fullmatch(text) is not None
 
 
 def _choose(
-    what: str, given: str | None, usual: list[str], columns: list[str], where: str
+    what: str,
+    given: str | None,
+    usual: list[str],
+    columns: list[str],
+    where: str,
+    first: First | None = None,
 ) -> str | None:
     if given == reader.NONE:
         return None
@@ -119,10 +144,23 @@ def _choose(
             if name in by_lower:
                 return by_lower[name]
         problem = f"none of its columns looks like the {what}"
+    there = reader.name_some(columns) or "none"
+    ways = _inner_texts(columns, first) if what == "caption" and first is not None else []
+    or_none = " (or to none)" if what == "caption" else ""
+    to = f" to {' or '.join(ways[:4])}" if ways else ""
     raise DataError(
-        f"{where}: {problem}; its columns are {reader.name_some(columns) or 'none'}. "
-        f"Set {what} of the source{' (or to none)' if what == 'caption' else ''}."
+        f"{where}: {problem}; its columns are {there}. Set {what} of the source{to}{or_none}."
     )
+
+
+def _inner_texts(columns: list[str], first: First) -> list[str]:
+    """The fields inside columns of objects or lists that hold texts of several words."""
+    found: dict[str, None] = {}
+    for name in columns:
+        for value in first(name)[:20]:
+            if isinstance(value, dict | list):
+                found |= dict.fromkeys(text_fields(value, name))
+    return list(found)
 
 
 def _by_what_they_say(usual: list[str], columns: list[str], first: First) -> list[str]:

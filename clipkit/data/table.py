@@ -214,10 +214,12 @@ class TableReader:
         return self._tables[path]
 
     def _name(self, record: Record) -> str | None:
-        """The image that a record names; of a list of one, that one."""
+        """The image that a record names; of a list of one, that one, and of an object its path."""
         image = reader.field_of(record, self._image) if self._image else None
         if isinstance(image, list) and len(image) == 1:
             image = image[0]
+        if isinstance(image, dict) and isinstance(image.get("path"), str):  # as datasets has it
+            image = image["path"]
         if not image:
             return None
         numbered = _NUMBERED.fullmatch(str(image))

@@ -139,6 +139,21 @@ def test_field_paths_go_into_lists(folder):
         assert [pair.caption, *pair.others] == wanted
 
 
+def test_texts_inside_objects_are_named_where_no_column_holds_captions(folder):
+    said = [{"from": "human", "value": "<image> what is it?"}, {"from": "gpt", "value": "a dog"}]
+    record = {"image": "pictures/a.jpg", "conversations": said, "meta": {"by": "us and them"}}
+    wanted = r"Set caption of the source to conversations\.1\.value or meta\.by \(or to none\)"
+    with pytest.raises(DataError, match=wanted):
+        open_table(folder, "chat.jsonl", json.dumps(record) + "\n")
+
+
+def test_an_image_that_is_an_object_is_read_by_its_path(folder):
+    record = {"image": {"path": "pictures/a.jpg", "bytes": None}, "caption": "a"}
+    pair = open_table(folder, "t.jsonl", json.dumps(record) + "\n")[0]
+    assert (pair.key, pair.caption) == ("pictures/a.jpg", "a")
+    assert pair.image == (folder / "pictures" / "a.jpg").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["t.jsonl", "t.json", "lines.json", "named.json"])
 def test_json_lines_lists_and_named_records_give_the_same_rows(folder, name):
     records = [

@@ -10,13 +10,13 @@ from typing import Any
 
 from clipkit.config.schema import SourceConfig
 from clipkit.data import files, reader
+from clipkit.data.columns import text_fields
 from clipkit.data.layouts.found import Captions
 from clipkit.data.layouts.tree import ImageTree, extension, same_name, stem
 from clipkit.errors import DataError
 
 JSON = "json"
 _PROBED = 16  # files that tell what they hold
-_WORDS = re.compile(r"\w\s+\w")
 _DIGIT, _LETTER = re.compile(r"\d"), re.compile(r"[^\W\d_]")
 _Files = dict[str, list[tuple[str, str]]]  # image → (caption file, JSON field) each
 
@@ -177,25 +177,6 @@ def _records(
         return None, None
     named_fields = " or ".join(f"caption: json.{key}" for key in list(fields)[:4])
     return None, f"{len(found):,} NAME.json beside images ({named_fields} reads them)"
-
-
-def text_fields(value: Any, path: str = "") -> list[str]:
-    """The paths of fields that hold a text of several words."""
-    if isinstance(value, str):
-        return [path] if path and _WORDS.search(value) else []
-    found: list[str] = []
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            found += text_fields(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list):
-        spoken = all(
-            isinstance(item, dict) and ("from" in item or "role" in item) for item in value
-        )
-        for number, item in enumerate(value[:4] if spoken else value[:1]):
-            is_asked = spoken and str(item.get("from", item.get("role"))) in ("human", "user")
-            if not is_asked:
-                found += text_fields(item, f"{path}.{number}" if spoken else path)
-    return found
 
 
 def _captions(

@@ -15,10 +15,9 @@ from typing import Any
 
 from clipkit.config.schema import LabelSource, SourceConfig
 from clipkit.data import files, reader
-from clipkit.data.columns import choose_columns
+from clipkit.data.columns import choose_columns, text_fields
 from clipkit.data.layouts.annotations import has_annotations, read_annotations
 from clipkit.data.layouts.found import Captions
-from clipkit.data.layouts.sidecars import text_fields
 from clipkit.data.layouts.tree import ImageTree, extension, parent
 from clipkit.data.records import EXTENSIONS, Record, open_records
 from clipkit.data.table import TableReader
