@@ -12,17 +12,29 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipkit.models.packing import PackedTexts
+from clipkit.models.plain import call
 
 
 class Layout(Protocol):
-    """Which tokens attend to which. H heads; W is H times their width."""
+    """Which tokens attend to which. H heads; W is H times their width.
+
+    Attributes:
+        shares: where each layer leaves its attention; None where nobody asks for it.
+    """
+
+    @property
+    def shares(self) -> list[Tensor] | None: ...
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
         """(T, W) each → (T, W). With one query an image or caption, that of its pooled token,
         q is (B, W) and so is the result."""
+
+    def attend_by(self, module: nn.Module, x: Tensor) -> Tensor:
+        """(T, W) → (T, W), by a module that takes (B, L, W) and a mask to add, as transformers'
+        attention does."""
 
     def pool(self, x: Tensor) -> Tensor:
         """(T, W) → (B, W), the tokens that become embeddings."""
@@ -49,12 +61,16 @@ class ImageLayout(NamedTuple):
             return _flat(self.shares[-1] @ values)
         return _flat(_attention(queries, keys, values, None, dropout, sdpa=self.sdpa))
 
+    def attend_by(self, module: nn.Module, x: Tensor) -> Tensor:
+        return _called(module, x.view(self.images, self.length, -1), None)
+
 
 class TextLayout(NamedTuple):
     """B captions; a token sees those of its caption up to itself; the end token is pooled."""
 
     texts: PackedTexts
     sdpa: bool
+    shares: None = None
 
     def pool(self, x: Tensor) -> Tensor:
         return x.index_select(0, self.texts.ends)
@@ -86,6 +102,17 @@ class TextLayout(NamedTuple):
         result = torch.cat(results)
         return result if last else _Unpad.apply(result, texts.padded, texts.unpadded, tokens)
 
+    def attend_by(self, module: nn.Module, x: Tensor) -> Tensor:
+        texts = self.texts
+        padded = _Pad.apply(x, texts.padded, texts.unpadded)
+        results = []
+        parts = torch.split(padded, [count * length for count, length in texts.groups])
+        for (count, length), part in zip(texts.groups, parts, strict=True):
+            unseen = torch.finfo(x.dtype).min
+            mask = torch.full((length, length), unseen, dtype=x.dtype, device=x.device).triu(1)
+            results.append(_called(module, part.view(count, length, -1), mask[None, None]))
+        return _Unpad.apply(torch.cat(results), texts.padded, texts.unpadded, len(x))
+
 
 class _Pad(torch.autograd.Function):
     """(T, W) tokens → (P, W), padded with the last of them, whose gradient is left out: it is 0.
@@ -115,6 +142,14 @@ class _Unpad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return gradient.index_select(0, ctx.saved_tensors[0]), None, None, None
+
+
+def _called(module: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, L, W) → (B · L, W)."""
+    result = call(module, x, attention_mask=mask)
+    result = result[0] if isinstance(result, tuple) else result
+    flat: Tensor = result.to(x.dtype).flatten(0, 1)
+    return flat
 
 
 def _unpad(x: Tensor, padded: Tensor, tokens: int) -> Tensor:

@@ -6,6 +6,7 @@ One module with one ``forward``, because only ``forward`` gets DistributedDataPa
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -15,11 +16,20 @@ from torch import Tensor, nn
 from clipkit.models.attention import ImageLayout, TextLayout, resolve_attention
 from clipkit.models.layers import EncoderLayer, linear, norm
 from clipkit.models.packing import PackedTexts, pack_texts
+from clipkit.models.plain import call, has_hooks, is_plain
 
 if TYPE_CHECKING:
     from typing import Self
 
     from transformers import PreTrainedModel
+
+
+# Modules of the backbone that hold others, and that only transformers' own forward calls.
+_HOLDERS = (
+    "",
+    *(f"{tower}{part}" for tower in ("vision_model", "text_model")
+      for part in ("", ".embeddings", ".encoder")),
+)  # fmt: skip
 
 
 class DualEncoderOutput(NamedTuple):
@@ -85,6 +95,7 @@ class DualEncoder(nn.Module):
         self.attention = "auto"
         self.patch_dropout = 0.0
         self.compiled = False
+        self._told: set[str] = set()  # modules whose hooks were said to have no effect
         self.train(backbone.training)
 
     def forward(
@@ -101,6 +112,7 @@ class DualEncoder(nn.Module):
             input_ids: (B, L) int64, padded on the right; or what ``pack`` made of them.
         """
         device = self.logit_scale.device
+        self._tell_of_hooks()
         image_embeds = text_embeds = None
         # Where there is a dtype to compute in, autocast (accelerate's, with fp16) is not wanted.
         autocast = self.compute_dtype is None and torch.is_autocast_enabled(device.type)
@@ -187,6 +199,18 @@ class DualEncoder(nn.Module):
         shares: list[Tensor] = []
         return self._embed_images(pixel_values, shares), shares
 
+    def _tell_of_hooks(self) -> None:
+        """Warns of hooks on modules that only hold others, since nothing calls these."""
+        for name in _HOLDERS:
+            if name not in self._told and has_hooks(self.backbone.get_submodule(name)):
+                self._told.add(name)
+                where = f"backbone.{name}" if name else "backbone"
+                warnings.warn(
+                    f"{where}: its hooks have no effect, since only what is inside it is called; "
+                    "hook into a layer, a Linear, a norm, or the model itself",
+                    stacklevel=4,
+                )
+
     def _embed_images(self, pixel_values: Tensor, shares: list[Tensor] | None = None) -> Tensor:
         tower = self.backbone.vision_model
         x = self._image_tokens(pixel_values, tower.embeddings)  # (B, L, W)
@@ -197,31 +221,45 @@ class DualEncoder(nn.Module):
 
     def _image_tokens(self, pixel_values: Tensor, embeddings: Any) -> Tensor:
         """(B, 3, H, W) → (B, L, width): the class token, and a token for each patch that stays."""
-        size = int(embeddings.patch_size)
+        size, convolution = int(embeddings.patch_size), embeddings.patch_embedding
         count, _, height, width = pixel_values.shape
         grid = height // size, width // size
-        patches = pixel_values.view(count, 3, grid[0], size, grid[1], size)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(count, grid[0] * grid[1], -1)
         positions = _positions(embeddings, grid)  # (1 + patches, width)
-        at = positions[1:]
-        drop = self.patch_dropout if self.backbone.vision_model.training else 0.0
-        if drop:
-            number = max(1, round(patches.shape[1] * (1 - drop)))
-            noise = torch.rand(patches.shape[:2], device=patches.device)
-            kept = noise.argsort(1)[:, :number]  # (B, number)
-            patches = patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))
-            at = at[kept]  # (B, number, width)
-        if patches.dtype == torch.uint8:
-            # On the device and in float32: a quarter of the bytes is moved, nothing is rounded.
-            area = size * size
-            factor = (1 / (255 * self.std)).flatten().repeat_interleave(area)
-            shift = (-self.mean / self.std).flatten().repeat_interleave(area)
-            patches = torch.addcmul(shift, patches.float(), factor)
-        weight = embeddings.patch_embedding.weight
-        dtype = self.compute_dtype or weight.dtype
-        x = F.linear(patches.to(dtype), weight.flatten(1).to(dtype)) + at.to(dtype)
+        kept = self._kept_patches(count, grid[0] * grid[1], pixel_values.device)
+        dtype = self.compute_dtype or embeddings.class_embedding.dtype
+        if is_plain(convolution, nn.Conv2d):
+            patches = pixel_values.view(count, 3, grid[0], size, grid[1], size)
+            patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(count, grid[0] * grid[1], -1)
+            patches = self._normalised(_select(patches, kept), size * size)
+            x = F.linear(patches.to(dtype), convolution.weight.flatten(1).to(dtype))
+        else:
+            pixels = pixel_values.flatten(1).view(count, 1, -1)
+            pixels = self._normalised(pixels, height * width).view(pixel_values.shape)
+            x = call(convolution, pixels.to(dtype)).to(dtype).flatten(2).transpose(1, 2)
+            x = _select(x, kept)
+        at = positions[1:] if kept is None else positions[1:][kept]  # (patches, W) or (B, kept, W)
+        x = x + at.to(dtype)
         first = (embeddings.class_embedding + positions[0]).to(dtype)
         return torch.cat([first.expand(count, 1, -1), x], dim=1)
+
+    def _kept_patches(self, images: int, patches: int, device: torch.device) -> Tensor | None:
+        """(B, K) int64, which patches of each image stay; None where all do."""
+        drop = self.patch_dropout if self.backbone.vision_model.training else 0.0
+        if not drop:
+            return None
+        number = max(1, round(patches * (1 - drop)))
+        return torch.rand((images, patches), device=device).argsort(1)[:, :number]
+
+    def _normalised(self, pixels: Tensor, area: int) -> Tensor:
+        """(…, 3 · area) uint8 → float32, red first; what is floating point is normalised already.
+
+        On the device: a quarter of the bytes is moved there, and nothing is rounded.
+        """
+        if pixels.dtype != torch.uint8:
+            return pixels
+        factor = (1 / (255 * self.std)).flatten().repeat_interleave(area)
+        shift = (-self.mean / self.std).flatten().repeat_interleave(area)
+        return torch.addcmul(shift, pixels.float(), factor)
 
     def _embed_texts(self, texts: PackedTexts) -> Tensor:
         tower = self.backbone.text_model
@@ -244,10 +282,19 @@ def _run(layers: nn.ModuleList, x: Tensor, layout: ImageLayout | TextLayout) -> 
     return x
 
 
+def _select(tokens: Tensor, kept: Tensor | None) -> Tensor:
+    """(B, P, W) → (B, K, W); all where ``kept`` is None."""
+    if kept is None:
+        return tokens
+    return tokens.gather(1, kept[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
 def _positions(embeddings: Any, grid: tuple[int, int]) -> Tensor:
     """(1 + rows · columns, W): of the class token and of each patch; those of a grid that is not
     the model's own are interpolated."""
-    weight: Tensor = embeddings.position_embedding.weight
+    module = embeddings.position_embedding
+    plain = is_plain(module, nn.Embedding)
+    weight: Tensor = module.weight if plain else module(embeddings.position_ids)[0]
     side = math.isqrt(len(weight) - 1)
     if grid == (side, side):
         return weight

@@ -2,7 +2,8 @@
 
 Beside transformers' own forward: queries, keys and values are one matrix product; tokens come
 flat and unpadded; of the last layer only the pooled tokens are computed; weights are rounded to
-the dtype of what comes in, so that bf16 needs neither autocast nor a second copy of the model.
+the dtype of what comes in, so that bf16 needs neither autocast nor a second copy of the model. A
+module that is not plain (:mod:`clipkit.models.plain`) is called instead.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPEncoderLayer
 
 from clipkit.models.attention import ImageLayout, Layout, TextLayout
+from clipkit.models.plain import call, is_plain
 from clipkit.models.products import Int8Weights
 
 _Joined = tuple[Tensor, Tensor | None]  # weights and biases of modules, one under the other
@@ -54,10 +56,23 @@ class EncoderLayer(CLIPEncoderLayer):  # type: ignore[misc]
         return self._compute(hidden_states, layout, pool)
 
     def _compute(self, hidden_states: Tensor, layout: Layout, pool: bool) -> Tensor:
-        x, attention = hidden_states, self.self_attn
-        y = norm(x, self.layer_norm1)
+        x = hidden_states
+        y = self._attend(norm(x, self.layer_norm1), layout, pool)
+        x = (layout.pool(x) if pool else x) + y
+        y = norm(x, self.layer_norm2)
+        if not is_plain(self.mlp, CLIPMLP):
+            called: Tensor = x + call(self.mlp, y).to(x.dtype)
+            return called
+        y = linear(y, self.mlp.fc1)
+        return x + linear(self.mlp.activation_fn(y), self.mlp.fc2)
+
+    def _attend(self, y: Tensor, layout: Layout, pool: bool) -> Tensor:
+        """(T, W) → (T, W), or (B, W) where the pooled tokens alone are asked for."""
+        attention = self.self_attn
+        if layout.shares is None and not is_plain(attention, CLIPAttention):
+            attended = layout.attend_by(attention, y)
+            return layout.pool(attended) if pool else attended
         if pool:
-            x = layout.pool(x)  # (B, W)
             q = linear(layout.pool(y), attention.q_proj)
             k, v = linear(y, attention.k_proj, attention.v_proj).chunk(2, dim=-1)
         else:
@@ -65,13 +80,14 @@ class EncoderLayer(CLIPEncoderLayer):  # type: ignore[misc]
             q, k, v = qkv.chunk(3, dim=-1)
         dropout = attention.dropout if self.training else 0.0
         y = layout.attend(q, k, v, attention.num_heads, dropout)
-        x = x + linear(y, attention.out_proj)
-        y = linear(norm(x, self.layer_norm2), self.mlp.fc1)
-        return x + linear(self.mlp.activation_fn(y), self.mlp.fc2)
+        return linear(y, attention.out_proj)
 
 
 def linear(x: Tensor, *modules: nn.Linear) -> Tensor:
     """(…, W) → (…, the sum of their widths): all of the modules at once, in the dtype of x."""
+    if not all(is_plain(module, nn.Linear) for module in modules):
+        called = [call(module, x).to(x.dtype) for module in modules]
+        return called[0] if len(called) == 1 else torch.cat(called, dim=-1)
     kept: _Kept | None = getattr(modules[0], "kept", None)
     if kept is None:
         return F.linear(x, *_joined(modules, x.dtype))
@@ -136,5 +152,9 @@ def kept_weights(model: nn.Module, *, int8: bool | None = None) -> Iterator[None
 
 def norm(x: Tensor, module: nn.LayerNorm) -> Tensor:
     """Layer norm in the dtype of x; its sums are float32."""
+    if not is_plain(module, nn.LayerNorm):
+        own = next((p.dtype for p in module.parameters()), x.dtype)
+        called: Tensor = module(x.to(own)).to(x.dtype)
+        return called
     weight, bias = module.weight.to(x.dtype), module.bias.to(x.dtype)
     return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
