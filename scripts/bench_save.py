@@ -40,7 +40,7 @@ def main() -> None:
     tokenizer = train_tokenizer(words, vocab_size=600, context_length=preprocess.context_length)
     config = ModelConfig(text=TowerConfig(layers=6))
     model = build_model(config, preprocess, tokenizer, init_temperature=0.07, seed=0)
-    optimizer = build_optimizer(model.named_parameters(), OptimConfig())
+    optimizer = build_optimizer(model.parameters_by_depth(), OptimConfig())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -309,7 +309,7 @@ def clipkit_step(question: dict[str, Any]) -> tuple[Any, list[int]]:
     model = build_training_model(config, Tokenizer(), accelerator.device)
     if question.get("fsdp"):
         shard(model, accelerator.device)
-    optimizer = build_optimizer(model.named_parameters(), config.optim, config.train.precision)
+    optimizer = build_optimizer(model.parameters_by_depth(), config.optim, config.train.precision)
     images, ids, lengths = make_batch(size)
     valid = torch.ones(len(ids), dtype=torch.bool)
     images = images.to(accelerator.device)  # as a run has it when a step begins

@@ -74,7 +74,7 @@ def patch_relevance(
     for layer in reversed(passed):
         step = layer.detach().float()
         row = row + (row[: len(step)] @ step)
-    side = pixels.shape[-1] // int(model.backbone.config.vision_config.patch_size)
+    side = pixels.shape[-1] // model.patch_size
     found: np.ndarray = row[1:].view(side, side).cpu().numpy()
     low, high = float(found.min()), float(found.max())
     return (found - low) / (high - low) if high > low else np.zeros_like(found)

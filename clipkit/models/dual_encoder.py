@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipkit.models.attention import ImageLayout, TextLayout, resolve_attention
+from clipkit.models.depth import PlacedParameter, TowerParts, place_parameters
 from clipkit.models.layers import EncoderLayer, linear, norm
 from clipkit.models.packing import PackedTexts, pack_texts
 from clipkit.models.plain import call, has_hooks, is_plain
@@ -88,9 +90,8 @@ class DualEncoder(nn.Module):
         self._frozen = () if freeze == "none" else (towers[freeze],)
         for tower in self._frozen:
             tower.requires_grad_(False)
-        for tower in towers.values():
-            for layer in tower.encoder.layers:
-                layer.__class__ = EncoderLayer
+        for layer in self.blocks():
+            layer.__class__ = EncoderLayer
         self.compute_dtype: torch.dtype | None = None
         self.attention = "auto"
         self.patch_dropout = 0.0
@@ -131,6 +132,37 @@ class DualEncoder(nn.Module):
         logit_scale: nn.Parameter = self.backbone.logit_scale
         return logit_scale
 
+    def towers(self) -> tuple[TowerParts, TowerParts]:
+        """The modules of the image tower and of the text tower."""
+        images, texts = self.backbone.vision_model, self.backbone.text_model
+        return (
+            TowerParts(
+                "vision",
+                (images.embeddings, images.pre_layrnorm),  # transformers spells it so
+                images.encoder.layers,
+                (images.post_layernorm, self.backbone.visual_projection),
+            ),
+            TowerParts(
+                "text",
+                (texts.embeddings,),
+                texts.encoder.layers,
+                (texts.final_layer_norm, self.backbone.text_projection),
+            ),
+        )
+
+    def blocks(self) -> list[nn.Module]:
+        """The layers of both towers, first to last, those of the image tower first."""
+        return [block for tower in self.towers() for block in tower.blocks]
+
+    def parameters_by_depth(self) -> Iterator[PlacedParameter]:
+        """All parameters, each with its tower and its depth there."""
+        return place_parameters(self, self.towers())
+
+    @property
+    def patch_size(self) -> int:
+        """Edge of a patch in pixels."""
+        return int(self.backbone.config.vision_config.patch_size)
+
     @property
     def embed_dim(self) -> int:
         """D, the length of an embedding."""
@@ -159,15 +191,14 @@ class DualEncoder(nn.Module):
         Args:
             share: of each tower's layers, spread over it.
         """
-        for tower in (self.backbone.vision_model, self.backbone.text_model):
-            for number, layer in enumerate(tower.encoder.layers):
+        for tower in self.towers():
+            for number, layer in enumerate(tower.blocks):
                 layer.recompute = int((number + 1) * share) > int(number * share)
 
     def compile_layers(self) -> None:
         """Has ``torch.compile`` make each layer faster, which takes a minute or so at first."""
-        for tower in (self.backbone.vision_model, self.backbone.text_model):
-            for layer in tower.encoder.layers:
-                layer.compile(dynamic=True)
+        for layer in self.blocks():
+            layer.compile(dynamic=True)
         self.compiled = True
         # Images and texts, the last layer and the others, with gradients and without: more than
         # 8, after which what is new would not be compiled.

@@ -38,8 +38,7 @@ def image_flops(model: DualEncoder, patches: int) -> int:
 
 def kept_patches(model: DualEncoder, height: int, width: int) -> int:
     """Patches of an image of this size that are left while training."""
-    size = int(model.backbone.config.vision_config.patch_size)
-    patches = (height // size) * (width // size)
+    patches = (height // model.patch_size) * (width // model.patch_size)
     return max(1, round(patches * (1 - model.patch_dropout)))
 
 

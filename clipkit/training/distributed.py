@@ -20,7 +20,6 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from clipkit.models import DualEncoder
-from clipkit.training.optim import tower_of
 
 T = TypeVar("T")
 
@@ -89,9 +88,8 @@ def shard(model: DualEncoder, device: torch.device, *, offload: bool = False) ->
     rounded = MixedPrecisionPolicy(
         param_dtype=model.compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for tower in (model.backbone.vision_model, model.backbone.text_model):
-        for layer in tower.encoder.layers:
-            fully_shard(layer, mesh=mesh, offload_policy=policy, mp_policy=rounded)
+    for block in model.blocks():
+        fully_shard(block, mesh=mesh, offload_policy=policy, mp_policy=rounded)
     whole = {p for p in model.parameters() if p.ndim == 0}
     fully_shard(model, mesh=mesh, ignored_params=whole, offload_policy=policy)
     return model
@@ -132,7 +130,7 @@ def is_finite(model: nn.Module) -> bool:
     return all(bool(torch.isfinite(part).all()) for part in local)
 
 
-def clip_gradients(model: nn.Module, max_norm: float | None) -> dict[str, Tensor]:
+def clip_gradients(model: DualEncoder, max_norm: float | None) -> dict[str, Tensor]:
     """Scales all gradients down to a total norm of at most ``max_norm``.
 
     Returns:
@@ -140,9 +138,9 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> dict[str, Tensor
         (), the same on all ranks. Not finite if a gradient is not.
     """
     gradients: dict[str, list[Tensor]] = {"vision": [], "text": [], "other": []}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            gradients[tower_of(name) or "other"].append(parameter.grad)
+    for placed in model.parameters_by_depth():
+        if placed.parameter.grad is not None:
+            gradients[placed.tower or "other"].append(placed.parameter.grad)
     norms = {
         tower: whole_tensor(torch.nn.utils.get_total_norm(grads))
         for tower, grads in gradients.items()

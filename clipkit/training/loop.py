@@ -143,7 +143,7 @@ def _train(
                 print(f"To evaluate it: clipkit eval {folder} --suite {config.eval.suite}")
         return folder / "model"
     wrapped = wrap_model(model, accelerator, config)
-    optimizer = build_optimizer(model.named_parameters(), config.optim, config.train.precision)
+    optimizer = build_optimizer(model.parameters_by_depth(), config.optim, config.train.precision)
     state.load(model, optimizer)
     average = None if config.train.ema is None else WeightAverage(model, config.train.ema)
     if average is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,14 +9,12 @@ import torch
 from torch import nn
 
 from clipkit.config.schema import OptimConfig
+from clipkit.models.depth import PlacedParameter
 from clipkit.training.muon import Muon, MuonAdamW
-
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
-_BEFORE_LAYERS = re.compile(r"\.(embeddings|pre_layrnorm)\.")  # transformers spells it so
 
 
 def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    parameters: Iterable[PlacedParameter],
     config: OptimConfig,
     precision: str = "fp32",
 ) -> torch.optim.Optimizer:
@@ -28,19 +25,18 @@ def build_optimizer(
     dimensions) do not, as in CLIP (https://arxiv.org/abs/2103.00020, section 2.5).
 
     Args:
-        named_parameters: of the model; those that are not trained are left out.
+        parameters: of the model; those that are not trained are left out.
         config: see ``OptimConfig``.
         precision: of the run, settled. Muon computes in bf16 where the run does, else in float32.
     """
-    named = list(named_parameters)
-    heads = _heads(name for name, _ in named)
     adamw: dict[tuple[Any, ...], list[nn.Parameter]] = {}
     muon: dict[tuple[Any, ...], list[nn.Parameter]] = {}
-    for name, parameter in named:
+    for placed in parameters:
+        parameter = placed.parameter
         if not parameter.requires_grad:
             continue
-        scale = _lr_scale(name, heads, config)
-        if config.name == "muon" and parameter.ndim == 2 and _LAYER.search(name):
+        scale = _lr_scale(placed, config)
+        if config.name == "muon" and parameter.ndim == 2 and placed.in_block:
             scale *= (config.muon_lr or config.lr) / config.lr
             muon.setdefault((scale,), []).append(parameter)
         else:
@@ -49,11 +45,11 @@ def build_optimizer(
     rest = torch.optim.AdamW(
         [
             {
-                "params": parameters,
+                "params": group,
                 "lr_scale": scale,
                 "weight_decay": config.weight_decay if ndim == 2 else 0.0,
             }
-            for (scale, ndim), parameters in adamw.items()
+            for (scale, ndim), group in adamw.items()
         ],
         lr=config.lr,
         betas=config.betas,
@@ -63,7 +59,7 @@ def build_optimizer(
     if not muon:
         return rest
     matrices = Muon(
-        [{"params": parameters, "lr_scale": scale} for (scale,), parameters in muon.items()],
+        [{"params": group, "lr_scale": scale} for (scale,), group in muon.items()],
         lr=config.lr,
         weight_decay=config.weight_decay,
         dtype=muon_dtype(precision),
@@ -94,38 +90,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_scale"]
 
 
-def _lr_scale(name: str, heads: dict[str, int], config: OptimConfig) -> float:
+def _lr_scale(placed: PlacedParameter, config: OptimConfig) -> float:
     """The factor of a parameter's learning rate, by its tower and its depth in it.
 
-    With L layers, the embeddings have the depth 0, layer i (from 1) the depth i, and what comes
-    after them, the projection included, L + 1; each step down from there is a factor of
-    ``layer_decay``. The scale and the bias of the logits belong to no tower: 1.
+    Each block between a parameter and the end of its tower, the projection counted as one, is a
+    factor of ``layer_decay``. The scale and the bias of the logits belong to no tower: 1.
 
     Reference: layer-wise decay as in BEiT, https://arxiv.org/abs/2106.08254, section 3.1.
     """
-    tower = tower_of(name)
-    if tower is None:
+    if placed.tower is None:
         return 1.0
-    if layer := _LAYER.search(name):
-        depth = int(layer[1]) + 1
-    else:
-        depth = 0 if _BEFORE_LAYERS.search(name) else heads[tower]
-    own = config.vision_lr_scale if tower == "vision" else config.text_lr_scale
-    return own * config.layer_decay ** (heads[tower] - depth)
-
-
-def tower_of(name: str) -> str | None:
-    """``vision`` or ``text``, each with its projection; None: what belongs to both."""
-    if "vision_model" in name or "visual_projection" in name:
-        return "vision"
-    return "text" if "text_model" in name or "text_projection" in name else None
-
-
-def _heads(names: Iterable[str]) -> dict[str, int]:
-    """The depth of each tower's end: one more than it has layers."""
-    heads = {"vision": 1, "text": 1}
-    for name in names:
-        tower, layer = tower_of(name), _LAYER.search(name)
-        if tower and layer:
-            heads[tower] = max(heads[tower], int(layer[1]) + 2)
-    return heads
+    own = config.vision_lr_scale if placed.tower == "vision" else config.text_lr_scale
+    return own * config.layer_decay**placed.above

@@ -218,7 +218,7 @@ def _work(model: DualEncoder, batch: Batch, config: Config, parts: int) -> Work:
     flops: float = image_factor * image_flops(model, kept_patches(model, height, width))
     flops += text_factor * text_flops(model, lengths) / len(lengths)
     cached = parts > 1 and config.train.micro_batch is not None
-    layers = sum(_bytes(layer.parameters()) for layer in _layers(model))
+    layers = sum(_bytes(layer.parameters()) for layer in model.blocks())
     rounded = 0.5 if model.compute_dtype is not None else 1.0
     return Work(
         batch_size=config.train.batch_size,
@@ -228,7 +228,7 @@ def _work(model: DualEncoder, batch: Batch, config: Config, parts: int) -> Work:
         parts=parts,
         weights=_bytes(model.parameters()) - layers + layers * rounded,
         gradients=_bytes(p for p in model.parameters() if p.requires_grad),
-        layers=len(_layers(model)),
+        layers=len(model.blocks()),
         matrices=sum(p.numel() for p in _matrices(model, config))
         * muon_dtype(config.train.precision).itemsize,
     )
@@ -237,7 +237,7 @@ def _work(model: DualEncoder, batch: Batch, config: Config, parts: int) -> Work:
 def _memory(model: DualEncoder, batch: Batch, config: Config, parts: int) -> StepMemory:
     first, further = watch_passes(model, batch.pixel_values, batch.input_ids)
     trained = _bytes(p for p in model.parameters() if p.requires_grad)
-    layers = [_bytes(layer.parameters()) for layer in _layers(model)]
+    layers = [_bytes(layer.parameters()) for layer in model.blocks()]
     size = config.train.batch_size
     return StepMemory(
         batch_size=size,
@@ -295,14 +295,9 @@ def _optimizer_bytes(model: DualEncoder, config: Config) -> int:
 
 def _matrices(model: DualEncoder, config: Config) -> list[nn.Parameter]:
     """What Muon updates."""
-    optimizer = build_optimizer(model.named_parameters(), config.optim, config.train.precision)
+    optimizer = build_optimizer(model.parameters_by_depth(), config.optim, config.train.precision)
     groups = (group for group in optimizer.param_groups if "betas" not in group)
     return [p for group in groups for p in group["params"]]
-
-
-def _layers(model: DualEncoder) -> list[nn.Module]:
-    towers = (model.backbone.vision_model, model.backbone.text_model)
-    return [layer for tower in towers for layer in tower.encoder.layers]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

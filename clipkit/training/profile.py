@@ -59,7 +59,7 @@ def profile_run(config: Config) -> str | None:
     own = Path(config.output) / "profile"
     own.mkdir(parents=True, exist_ok=True)
     wrapped = wrap_model(model, accelerator, config)
-    optimizer = build_optimizer(model.named_parameters(), config.optim, config.train.precision)
+    optimizer = build_optimizer(model.parameters_by_depth(), config.optim, config.train.precision)
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # the same work, and nothing diverges
     wrapped_optimizer = accelerator.prepare_optimizer(optimizer)

@@ -79,8 +79,7 @@ class Start:
         config, accelerator = self.config, self.accelerator
         tokenizer = prepare_tokenizer(config, self.reader, folder, accelerator, keep=keep)
         model = build_training_model(config, tokenizer, device or accelerator.device)
-        patch_size = model.backbone.config.vision_config.patch_size
-        return tokenizer, model, build_stages(config, self.steps, patch_size)
+        return tokenizer, model, build_stages(config, self.steps, model.patch_size)
 
 
 def begin(config: Config, *, planned: bool = False, **options: Any) -> Start:

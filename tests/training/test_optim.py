@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from clipkit.config.schema import OptimConfig
+from clipkit.models.depth import PlacedParameter, TowerParts, place_parameters
 from clipkit.training.muon import Muon, orthogonalise
 from clipkit.training.optim import build_optimizer, set_learning_rate
 
@@ -22,7 +24,7 @@ def tower(layers: int) -> nn.Module:
 
 
 class Model(nn.Module):
-    """Named as a ``DualEncoder``'s parameters are."""
+    """Two towers of other sizes than a ``DualEncoder``'s, and a scale."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,10 +37,25 @@ class Model(nn.Module):
         self.backbone = nn.ModuleDict(backbone)
         self.backbone.logit_scale = nn.Parameter(torch.tensor(1.0))
 
+    def parameters_by_depth(self) -> Iterator[PlacedParameter]:
+        one, other = self.backbone.vision_model, self.backbone.text_model
+        heads = self.backbone.visual_projection, self.backbone.text_projection
+        return place_parameters(
+            self,
+            [
+                TowerParts(
+                    "vision", [one.embeddings], one.encoder.layers, [one.final_norm, heads[0]]
+                ),
+                TowerParts(
+                    "text", [other.embeddings], other.encoder.layers, [other.final_norm, heads[1]]
+                ),
+            ],
+        )
 
-def groups(model: nn.Module, **options: Any) -> dict[str, dict[str, Any]]:
+
+def groups(model: Model, **options: Any) -> dict[str, dict[str, Any]]:
     """The group of each trainable parameter by its name."""
-    optimizer = build_optimizer(model.named_parameters(), OptimConfig(**options))
+    optimizer = build_optimizer(model.parameters_by_depth(), OptimConfig(**options))
     found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     return {n: found[id(p)] for n, p in model.named_parameters() if id(p) in found}
 
@@ -86,7 +103,8 @@ def test_layers_learn_slower_the_further_they_are_from_the_projection() -> None:
 def test_muon_takes_the_layers_matrices_at_their_own_rate() -> None:
     model = Model()
     optimizer = build_optimizer(
-        model.named_parameters(), OptimConfig(name="muon", lr=1e-3, muon_lr=2e-2, layer_decay=0.5)
+        model.parameters_by_depth(),
+        OptimConfig(name="muon", lr=1e-3, muon_lr=2e-2, layer_decay=0.5),
     )
     set_learning_rate(optimizer, 5e-4)  # half way up the warm-up, say
     found = {id(p): group for group in optimizer.param_groups for p in group["params"]}

@@ -13,6 +13,7 @@ from test_run import losses, said, write_config
 
 from clipkit.config import Config, load_config
 from clipkit.config.schema import OptimConfig
+from clipkit.models.depth import PlacedParameter
 from clipkit.models.precision import Choice
 from clipkit.training import build
 from clipkit.training.muon import Muon, orthogonalise
@@ -141,8 +142,11 @@ def test_muon_computes_in_the_runs_precision(precision: str, dtype: torch.dtype)
     seen = []
     weight = torch.nn.Parameter(torch.randn(8, 8))
     scale = torch.nn.Parameter(torch.zeros(()))
-    named = [("vision_model.encoder.layers.0.mlp.fc1.weight", weight), ("logit_scale", scale)]
-    optimizer = build_optimizer(named, OptimConfig(name="muon"), precision)
+    placed = [
+        PlacedParameter("layers.0.mlp.fc1.weight", weight, "vision", 1, in_block=True),
+        PlacedParameter("logit_scale", scale, None, 0, in_block=False),
+    ]
+    optimizer = build_optimizer(placed, OptimConfig(name="muon"), precision)
     weight.grad = torch.randn(8, 8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
