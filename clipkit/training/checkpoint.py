@@ -1,8 +1,9 @@
 """A run's checkpoints: written aside, fsynced, named by hash, renamed; only then pruned.
 
 ``checkpoints/step-000400/`` holds ``model/`` (a Hugging Face folder), ``optimizer.safetensors``,
-``state.json`` and, written last, ``manifest.json`` with the size and SHA-256 of every file; a
-sharded one, instead of whole tensors, a folder for each rank's part (see :mod:`.parts`). Data
+``objectives.safetensors`` where a loss learns anything of its own, ``state.json`` and, written
+last, ``manifest.json`` with the size and SHA-256 of every file; a sharded one, instead of whole
+tensors, a folder for each rank's part (see :mod:`.parts`). Data
 order, augmentation, dropout and learning rate are functions of (seed, step), so the step is all
 the state that there is besides weights and moments. No pickle is written or read.
 """

@@ -96,7 +96,7 @@ class SavedTensors:
 
     Args:
         checkpoint: its folder.
-        name: of the set: ``model``, ``optimizer``, ``ema``.
+        name: of the set: ``model``, ``optimizer``, ``objectives``, ``ema``.
 
     Raises:
         CheckpointError: it is not there or cannot be read.

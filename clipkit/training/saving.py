@@ -42,6 +42,10 @@ from clipkit.training.parts import (
     whole_file,
 )
 
+# In checkpoints of clipkit 0.1.0 what a loss learns is among the optimizer's tensors, under names
+# with this end.
+_OLD = "::parameter"
+
 
 class Saver:
     """Saves a run's checkpoints; all ranks call it alike.
@@ -174,6 +178,8 @@ class Saver:
             "model": dict(self.model.backbone.state_dict()),
             "optimizer": optimizer_tensors(self.optimizer, self.model),
         }
+        if beside := beside_backbone(self.model):
+            tensors["objectives"] = beside
         if self.average is not None:
             tensors["ema"] = self.average.tensors
         return tensors
@@ -256,7 +262,16 @@ class Restored:
             )
         for name, value in own.items():
             _fill(value, weights, name)
-        load_optimizer_tensors(optimizer, model, SavedTensors(self.checkpoint, "optimizer"))
+        moments_of = SavedTensors(self.checkpoint, "optimizer")
+        # A loss that was allowed to change begins with what it learns as it is made.
+        for name, value in beside_backbone(model).items():
+            if has_tensors(self.checkpoint, "objectives"):
+                saved = SavedTensors(self.checkpoint, "objectives")
+                if name in saved.names():
+                    _fill(value, saved, name)
+            elif f"{name}{_OLD}" in moments_of.names():
+                _fill(value, moments_of, f"{name}{_OLD}")
+        load_optimizer_tensors(optimizer, model, moments_of)
 
     @torch.no_grad()
     def load_average(self, average: WeightAverage) -> None:
@@ -285,16 +300,18 @@ def restore(folder: Path, ranks: Ranks) -> Restored:
     )
 
 
+def beside_backbone(model: DualEncoder) -> dict[str, Tensor]:
+    """What a loss learns, by name: all parameters that are no part of the towers."""
+    return {n: p for n, p in model.named_parameters() if not n.startswith("backbone.")}
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: DualEncoder) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name: ``name::exp_avg`` and so on; and as
-    ``name::parameter`` what is learned beside the backbone."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if not name.startswith("backbone."):
-            tensors[f"{name}::parameter"] = parameter
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}::{key}"] = value
-    return tensors
+    """The optimizer's state by parameter name: ``name::exp_avg`` and so on."""
+    return {
+        f"{name}::{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def load_optimizer_tensors(
@@ -322,9 +339,7 @@ def load_optimizer_tensors(
                 f"{saved.checkpoint}: {name} of its optimizer is no parameter of this model"
             )
         parameter = parameters[name]
-        if key == "parameter":
-            _fill(parameter, saved, full_name)
-        elif key not in wanted.get(parameter, ()) or not wanted[parameter] <= keys[name]:
+        if key not in wanted.get(parameter, ()) or not wanted[parameter] <= keys[name]:
             continue
         elif key != "step" and saved.shape(full_name) == parameter.shape:
             value = torch.empty_like(parameter)

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_run import weights, write_config
+from command_line import ROOT
+from safetensors.torch import load_file
+from test_run import losses, weights, write_config
 
 import clipkit.training.loop as loop
 from clipkit.config import load_config
@@ -108,6 +110,40 @@ def test_a_loss_without_a_bias_goes_on_from_one_that_has_it(
     config = load_config(write_config(tmp_path, data__evaluate={}))
     loop.train(config, allow_change=["loss"])
     assert json.loads((tmp_path / "run/model/config.json").read_text())["logit_bias"] is None
+
+
+def test_what_a_loss_learns_is_saved_as_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut(write_config(tmp_path, loss={"kind": "sigmoid"}, data__evaluate={}), 4, monkeypatch)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000003"
+    learned = load_file(checkpoint / "objectives.safetensors")
+    config = json.loads((checkpoint / "model" / "config.json").read_text())
+    assert learned.keys() == {"logit_bias"}
+    assert float(learned["logit_bias"]) == config["logit_bias"] != -10
+    names = {name.split("::")[1] for name in load_file(checkpoint / "optimizer.safetensors")}
+    assert names == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_a_run_that_clipkit_0_1_0_began_goes_on_as_it_would_have_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint has the bias of the logits among the optimizer's tensors."""
+    old = Path(__file__).with_name("run_of_0_1_0")
+    shutil.copytree(old / "run", tmp_path / "run")
+    assert not list(tmp_path.rglob("objectives.safetensors"))
+    monkeypatch.chdir(ROOT)
+    config = load_config(old / "config.yaml", [f"output={tmp_path / 'run'}"])
+    loop.train(config)
+    expected = json.loads((old / "expected.json").read_text())
+    found = losses(tmp_path / "run")
+    assert [float.fromhex(found[step]) for step in (3, 4)] == pytest.approx(
+        expected["losses"][2:], rel=1e-4
+    )
+    bias = json.loads((tmp_path / "run/model/config.json").read_text())["logit_bias"]
+    assert bias == pytest.approx(expected["logit_bias"], rel=1e-5)
+    newest = tmp_path / "run" / "checkpoints" / "step-000004"
+    assert (newest / "objectives.safetensors").is_file()
 
 
 def test_a_start_that_fails_leaves_the_run_to_the_config_it_had(again: Any, tmp_path: Path) -> None:
