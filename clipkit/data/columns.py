@@ -52,7 +52,7 @@ def choose_columns(
             usual = _by_what_they_say(usual, columns, first)
     named: list[str | None] = [source.caption]
     if source.caption is None and what == "caption":
-        named = [*(_numbered(columns) or [None])]
+        named = [*_numbered(columns)] or [None]
     if source.caption and source.caption not in columns:  # a column's name may hold a comma
         named = [*reader.split_names(source.caption)] or [source.caption]
     chosen = [_choose(what, name, usual, columns, where, first) for name in named]

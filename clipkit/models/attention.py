@@ -111,7 +111,9 @@ class TextLayout(NamedTuple):
             unseen = torch.finfo(x.dtype).min
             mask = torch.full((length, length), unseen, dtype=x.dtype, device=x.device).triu(1)
             results.append(_called(module, part.view(count, length, -1), mask[None, None]))
-        return _Unpad.apply(torch.cat(results), texts.padded, texts.unpadded, len(x))
+        flat = torch.cat(results)
+        unpadded: Tensor = _Unpad.apply(flat, texts.padded, texts.unpadded, len(x))
+        return unpadded
 
 
 class _Pad(torch.autograd.Function):

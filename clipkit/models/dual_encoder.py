@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -192,7 +192,8 @@ class DualEncoder(nn.Module):
             share: of each tower's layers, spread over it.
         """
         for tower in self.towers():
-            for number, layer in enumerate(tower.blocks):
+            for number, block in enumerate(tower.blocks):
+                layer = cast("EncoderLayer", block)
                 layer.recompute = int((number + 1) * share) > int(number * share)
 
     def compile_layers(self) -> None:
