@@ -129,21 +129,8 @@ def main() -> int:
 def trained(folder: Path, name: str) -> dict[str, Any]:
     """Trains one run; the losses and scales of its steps as hexadecimal floats, and a hash of its
     weights."""
-    options = RUNS[name]
-    tree: dict[str, Any] = json.loads(json.dumps(BASE))
-    for key, value in options.items():
-        if key not in _OWN:
-            *parents, last = key.split(".")
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[last] = value
-    output = folder / name
-    tree["output"] = str(output)
-    if before := options.get("after"):
-        tree["model"] = {**options["model"], "pretrained": str(folder / before / "model")}
-    config = folder / f"{name}.yaml"
-    config.write_text(yaml.safe_dump(tree))
+    options, output = RUNS[name], folder / name
+    config = write_config(folder, name)
     ranks = options.get("ranks", 1)
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     command = [sys.executable, *launch, "-m", "clipkit", "train", str(config)]
@@ -157,15 +144,45 @@ def trained(folder: Path, name: str) -> dict[str, Any]:
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name}: exit {done.returncode}\n{done.stderr}")
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    steps = [record for record in records if record["kind"] == "train"]
-    if [record["step"] for record in steps] != list(range(1, STEPS + 1)):
-        raise SystemExit(f"{name}: its metrics are of other steps than 1 to {STEPS}")
+    steps = steps_of(output)
     return {
         "losses": [float(record["loss"]).hex() for record in steps],
         "scales": [float(record["scale"]).hex() for record in steps],
         "weights": hash_of(output / "model" / "model.safetensors"),
     }
+
+
+def write_config(folder: Path, name: str, **changes: Any) -> Path:
+    """The config file of a run, whose output is ``folder/name``; ``changes`` are of its keys, with
+    ``__`` for the dot."""
+    options: dict[str, Any] = {key: v for key, v in RUNS[name].items() if key not in _OWN}
+    options |= {key.replace("__", "."): value for key, value in changes.items()}
+    tree: dict[str, Any] = json.loads(json.dumps(BASE))
+    for key, value in options.items():
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    tree["output"] = str(folder / name)
+    if before := RUNS[name].get("after"):
+        tree["model"] = {**RUNS[name]["model"], "pretrained": str(folder / before / "model")}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def steps_of(run: Path) -> list[dict[str, Any]]:
+    """What ``metrics.jsonl`` has of each step.
+
+    Raises:
+        SystemExit: it is of other steps than 1 to ``STEPS``.
+    """
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if record["kind"] == "train"]
+    if [record["step"] for record in steps] != list(range(1, STEPS + 1)):
+        raise SystemExit(f"{run}: its metrics are of other steps than 1 to {STEPS}")
+    return steps
 
 
 def hash_of(path: Path) -> str:
