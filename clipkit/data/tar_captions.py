@@ -107,7 +107,7 @@ class TarCaptions:
                 self.wanted = [Wanted((CLASS,))]
         elif named := [wanted.field for wanted in self.wanted if wanted.field]:
             self.notes = _absent_fields(path, find_members(arrays, [FIELDS]), named)
-        self.notes += _several_lines(path, arrays, self.wanted, self.source)
+        self.notes += _odd_texts(path, arrays, self.wanted, self.source)
         if self.of_class and not self.class_names:
             self._check_class(path, arrays)
 
@@ -187,10 +187,13 @@ def _numbered_texts(arrays: Arrays) -> list[str]:
     return [name for _, name in found]
 
 
-def _several_lines(
+def _odd_texts(
     path: str, arrays: Arrays, wanted: Sequence[Wanted], source: SourceConfig
 ) -> list[str]:
-    """Says so where the caption members have several lines, each of which may be a caption."""
+    """Says what is odd about the caption members, such as several lines in each. A remote shard
+    would be asked once for each of them, and is not."""
+    if files.is_url(path):
+        return []
     names = [n for each in wanted for n in each.extensions if n in reader.CAPTION_EXTENSIONS]
     places = find_members(arrays, names)
     there = np.flatnonzero(places.size > 0)
