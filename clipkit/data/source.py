@@ -110,8 +110,6 @@ def _open_files(source: SourceConfig, paths: list[str], progress: bool, estimate
     if source.format == "auto" and (len(kinds) > 1 or wanted is None):
         raise DataError(f"{source.path}: {_found(paths)}; understood are {_UNDERSTOOD}.")
     annotated = len(paths) == 1 and extension(paths[0]) == "json" and has_annotations(paths[0])
-    if not (annotated and has_splits(paths[0])):
-        _refuse_split(source)
     if wanted == "webdataset":
         for path in paths:
             refuse_compressed(path)
@@ -153,7 +151,6 @@ def _open_folder(source: SourceConfig, folder: str, progress: bool, estimate: bo
     # Of images only the folders' names tell: test_1.jpg and train_1.jpg may be of one set.
     if not any(has_splits(files.join(folder, n)) for n in names if extension(n) == "json"):
         _refuse_several_splits(folder, [n for n in usable if chosen != "folder" or "/" in n], names)
-        _refuse_split(source)
     if chosen == "folder":
         return FolderReader(source, folder, names)
     paths = [files.join(folder, name) for name in usable]
@@ -205,15 +202,6 @@ def _format_of(path: str) -> str | None:
     if name == lines.EXTENSION:
         return "lines"
     return "folder" if name in IMAGE_EXTENSIONS else None
-
-
-def _refuse_split(source: SourceConfig) -> None:
-    """One that names a split would get all of the samples, of any split."""
-    if source.split != SourceConfig.split:
-        raise DataError(
-            f"{source.path}: does not say which split a sample is of, and split is "
-            f"{source.split!r}; leave split out, and name the files of that split."
-        )
 
 
 def _refuse_several_splits(folder: str, names: list[str], all_names: list[str]) -> None:

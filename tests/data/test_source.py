@@ -71,15 +71,6 @@ def test_a_folder_with_several_splits_is_refused(tmp_path):
     assert len(open_path(images / "train")) == 2
 
 
-def test_a_split_of_data_that_tell_none_is_refused(tmp_path):
-    tar = write_tar(tmp_path / "tars" / "a.tar", pair_members(2))
-    write_images(tmp_path / "images", "cat/1.jpg", "dog/1.jpg")
-    (tmp_path / "images.csv").write_text("image,caption\nimages/cat/1.jpg,a cat\n")
-    for path in (tar, tmp_path / "tars", tmp_path / "images", tmp_path / "images.csv"):
-        with pytest.raises(DataError, match=r"split is 'test'; leave split out"):
-            open_path(path, split="test")
-
-
 def test_captions_beside_the_images_come_first(tmp_path):
     write_images(tmp_path, "b.jpg", "a.PNG", "deep/c.jpeg", "lonely.jpg", ".hidden.jpg")
     for name in ("a", "b", "deep/c"):

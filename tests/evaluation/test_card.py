@@ -36,7 +36,7 @@ def test_a_card_tells_data_recipe_metrics_limits_and_licence() -> None:
     assert f"| held\\|out | text → image | 0.750 ({low:.3f}–{high:.3f}) | – " in card
     for heading in ("Data", "Recipe", "Retrieval", "Limits", "Licence", "Use"):
         assert card.count(f"\n## {heading}\n") == 1
-    assert "`photos/`, 1,000 pairs" in card
+    assert "`photos/`, 1,000 samples" in card
     assert "5.00 M parameters" in card
     assert "license" not in head(card)
     assert "`clipkit export … --license NAME`" in card
