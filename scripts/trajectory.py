@@ -1,12 +1,11 @@
-"""Whether a change of the code changes what is trained, to the last bit.
+"""Compares runs before and after a change of the code, to the last bit.
 
     python scripts/trajectory.py record before.json     # on the code before
     python scripts/trajectory.py compare before.json    # on the code after, on the same machine
 
 Runs of nine steps of a very small model on 221 emoji go through the command line, each with
-another part of training switched on. Of each the loss and the scale of every step and a hash of
-the final weights are kept. ``compare`` ends with exit 1 where one differs, and names the first step
-that does.
+another part of training switched on. The loss and the scale of each step are kept, and a hash of
+the final weights. ``compare`` names the first step that differs, and then ends with exit 1.
 Names of runs may follow, to take those alone.
 """
 
@@ -20,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,13 @@ RUNS: dict[str, dict[str, Any]] = {
     "killed": {"kill": "step-5"},
     "ddp, 2 ranks": {"ranks": 2, "train.micro_batch": 24},
     "ddp, 2 ranks, sigmoid": {"ranks": 2, "loss.kind": "sigmoid"},
+    "fsdp, 2 ranks, sigmoid, killed": {
+        "ranks": 2,
+        "kill": "step-5",
+        "loss.kind": "sigmoid",
+        "train.distributed": "fsdp",
+        "train.checkpoint": "sharded",
+    },
     "fsdp, 2 ranks, killed": {
         "ranks": 2,
         "kill": "step-5",
@@ -152,19 +159,28 @@ def trained(folder: Path, name: str) -> dict[str, Any]:
     }
 
 
-def write_config(folder: Path, name: str, **changes: Any) -> Path:
-    """The config file of a run, whose output is ``folder/name``; ``changes`` are of its keys, with
-    ``__`` for the dot."""
-    options: dict[str, Any] = {key: v for key, v in RUNS[name].items() if key not in _OWN}
-    options |= {key.replace("__", "."): value for key, value in changes.items()}
+def changed(*changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``BASE`` with other values of dotted keys; ``__`` stands for a dot, too."""
     tree: dict[str, Any] = json.loads(json.dumps(BASE))
-    for key, value in options.items():
-        *parents, last = key.split(".")
+    for key, value in (item for each in changes for item in each.items()):
+        *parents, last = key.replace("__", ".").split(".")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
-    tree["output"] = str(folder / name)
+    return tree
+
+
+def write_config(folder: Path, name: str, **changes: Any) -> Path:
+    """Writes the config of a run whose output is ``folder/name``.
+
+    Args:
+        folder: of the config and of the run.
+        name: of the run.
+        changes: further keys, with ``__`` for each dot.
+    """
+    options = {key: value for key, value in RUNS[name].items() if key not in _OWN}
+    tree = changed(options | {"output": str(folder / name)}, changes)
     if before := RUNS[name].get("after"):
         tree["model"] = {**RUNS[name]["model"], "pretrained": str(folder / before / "model")}
     path = folder / f"{name}.yaml"

@@ -31,7 +31,8 @@ def choose_columns(
     Of several columns with usual names of captions the first in ``CAPTION_COLUMNS`` is taken,
     but one of numbers only where there is no other, and ``title`` or ``description`` and what
     follows only where its values are of several words, or no other's are. Where no column is called
-    ``caption`` or ``text``, numbered ones (``caption_0``, ``caption_1``) are taken, all of them.
+    ``caption``, ``captions``, ``text`` or ``txt``, all numbered ones (``caption_0``, ``caption_1``)
+    are taken.
 
     Args:
         source: ``image`` and ``caption`` name columns, or fields inside one.

@@ -109,7 +109,6 @@ def _open_files(source: SourceConfig, paths: list[str], progress: bool, estimate
     wanted = source.format if source.format != "auto" else next(iter(kinds))
     if source.format == "auto" and (len(kinds) > 1 or wanted is None):
         raise DataError(f"{source.path}: {_found(paths)}; understood are {_UNDERSTOOD}.")
-    annotated = len(paths) == 1 and extension(paths[0]) == "json" and has_annotations(paths[0])
     if wanted == "webdataset":
         for path in paths:
             refuse_compressed(path)
@@ -119,7 +118,7 @@ def _open_files(source: SourceConfig, paths: list[str], progress: bool, estimate
     if wanted == "lines":
         return LineReader(source, paths, progress=progress)
     if wanted == "table":
-        if annotated:
+        if len(paths) == 1 and extension(paths[0]) == "json" and has_annotations(paths[0]):
             return _open_annotations(source, paths[0])
         return TableReader(source, paths, progress=progress)
     if source.caption != NONE:

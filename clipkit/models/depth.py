@@ -1,4 +1,4 @@
-"""Where in its tower a parameter stands, for rates and norms that go by it."""
+"""The place of each parameter in its tower, by which its learning rate is chosen."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class PlacedParameter(NamedTuple):
         name: in the model.
         parameter: itself.
         tower: the one it belongs to; None: it belongs to both, as the scale of the logits does.
-        above: how many blocks come after it, the projection counted as one: 0 of what comes after
-            the blocks, 1 of the last block, one more than there are blocks of the embeddings.
+        above: how many steps it is below the end of the tower. What comes after the blocks is at
+            0, the last block at 1, and what makes tokens one above the number of blocks.
         in_block: whether a block holds it.
     """
 

@@ -69,6 +69,7 @@ class EncoderLayer(CLIPEncoderLayer):  # type: ignore[misc]
     def _attend(self, y: Tensor, layout: Layout, pool: bool) -> Tensor:
         """(T, W) → (T, W), or (B, W) where the pooled tokens alone are asked for."""
         attention = self.self_attn
+        # A module that is called gives no shares; whoever asks for them gets its own four Linears.
         if layout.shares is None and not is_plain(attention, CLIPAttention):
             attended = layout.attend_by(attention, y)
             return layout.pool(attended) if pool else attended

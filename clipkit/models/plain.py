@@ -1,7 +1,8 @@
-"""Which modules the fast forward may compute itself, and which it must call.
+"""Tells the modules that the fast forward computes itself from those that it calls.
 
-The fast forward reads a module's weights and never calls it, which is right only where nobody
-would notice: a LoRA wrapper, a parametrisation, a hook or a quantised weight would be passed over.
+The fast forward reads a module's weights and does not call the module. That is right only where
+nobody would notice: it would pass over a LoRA wrapper, a parametrisation, a hook or a quantised
+weight.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _TENSORS = (nn.Parameter, Tensor)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether to compute with a module's weights gives what calling it does, and nobody notices.
+    """Whether a module may be computed from its weights, without a call, and nobody notices.
 
     Args:
         module: a part of a tower.
@@ -55,7 +56,8 @@ def call(module: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Calls a module whose weights may be of another dtype than what comes in.
 
     Args:
-        module: computes in the dtype of ``x``; in its own, where autocast knows no other way.
+        module: it computes in the dtype of ``x`` by autocast, which takes bf16 and fp16; for any
+            other, ``x`` is converted to the module's.
         x: floating point.
         args: further ones.
         kwargs: further ones.

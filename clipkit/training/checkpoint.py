@@ -1,7 +1,7 @@
 """A run's checkpoints: written aside, fsynced, named by hash, renamed; only then pruned.
 
 ``checkpoints/step-000400/`` holds ``model/`` (a Hugging Face folder), ``optimizer.safetensors``,
-``objectives.safetensors`` where a loss learns anything of its own, ``state.json`` and, written
+``objectives.safetensors`` where the loss has parameters of its own, ``state.json`` and, written
 last, ``manifest.json`` with the size and SHA-256 of every file; a sharded one, instead of whole
 tensors, a folder for each rank's part (see :mod:`.parts`). Data
 order, augmentation, dropout and learning rate are functions of (seed, step), so the step is all

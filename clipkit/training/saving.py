@@ -42,8 +42,8 @@ from clipkit.training.parts import (
     whole_file,
 )
 
-# In checkpoints of clipkit 0.1.0 what a loss learns is among the optimizer's tensors, under names
-# with this end.
+# Checkpoints of clipkit 0.1.0 have the parameters of a loss among the optimizer's tensors, under
+# names that end so.
 _OLD = "::parameter"
 
 
@@ -262,16 +262,14 @@ class Restored:
             )
         for name, value in own.items():
             _fill(value, weights, name)
-        moments_of = SavedTensors(self.checkpoint, "optimizer")
-        # A loss that was allowed to change begins with what it learns as it is made.
+        of_optimizer = SavedTensors(self.checkpoint, "optimizer")
+        is_old = not has_tensors(self.checkpoint, "objectives")
+        learned = of_optimizer if is_old else SavedTensors(self.checkpoint, "objectives")
         for name, value in beside_backbone(model).items():
-            if has_tensors(self.checkpoint, "objectives"):
-                saved = SavedTensors(self.checkpoint, "objectives")
-                if name in saved.names():
-                    _fill(value, saved, name)
-            elif f"{name}{_OLD}" in moments_of.names():
-                _fill(value, moments_of, f"{name}{_OLD}")
-        load_optimizer_tensors(optimizer, model, moments_of)
+            saved_as = f"{name}{_OLD}" if is_old else name
+            if saved_as in learned.names():  # else another loss was allowed, and starts anew
+                _fill(value, learned, saved_as)
+        load_optimizer_tensors(optimizer, model, of_optimizer)
 
     @torch.no_grad()
     def load_average(self, average: WeightAverage) -> None:
@@ -301,7 +299,7 @@ def restore(folder: Path, ranks: Ranks) -> Restored:
 
 
 def beside_backbone(model: DualEncoder) -> dict[str, Tensor]:
-    """What a loss learns, by name: all parameters that are no part of the towers."""
+    """The parameters of the loss, by name: all that are no part of the towers."""
     return {n: p for n, p in model.named_parameters() if not n.startswith("backbone.")}
 
 

@@ -7,31 +7,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
+from by_transformers import theirs
 from torch import Tensor
 
-from clipkit.data.tokenize import tokenize
 from clipkit.models import DualEncoder, build_model
 from clipkit.models.packing import pack_texts
-
-TEXTS = ["dogs", "a photo of two dogs", "a", "一只猫坐在垫子上", "b", "a red car near the house"]
-
-
-@pytest.fixture
-def ids(small_tokenizer) -> Tensor:
-    return tokenize(small_tokenizer, TEXTS, context_length=24)[0]
-
-
-@pytest.fixture
-def pixels() -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=generator)
-
-
-def theirs(model: DualEncoder, pixels: Tensor, ids: Tensor) -> list[Tensor]:
-    normalised = (pixels.float() / 255 - model.mean) / model.std
-    images = model.backbone.get_image_features(normalised).pooler_output
-    texts = model.backbone.get_text_features(ids).pooler_output
-    return [F.normalize(x, dim=-1) for x in (images, texts)]
 
 
 def gradients(model: DualEncoder, outputs: Sequence[Tensor]) -> dict[str, Tensor]:

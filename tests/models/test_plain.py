@@ -8,40 +8,20 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from by_transformers import theirs
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention
 
-from clipkit.data.tokenize import tokenize
 from clipkit.models import DualEncoder
 from clipkit.models.layers import kept_weights
 
-TEXTS = ["dogs", "a photo of two dogs", "a", "一只猫坐在垫子上", "a red car near the house"]
 KINDS = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Conv2d, CLIPAttention, CLIPMLP)
-
-
-@pytest.fixture
-def ids(small_tokenizer) -> Tensor:
-    return tokenize(small_tokenizer, TEXTS, context_length=24)[0]
-
-
-@pytest.fixture
-def pixels() -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=generator)
 
 
 @pytest.fixture
 def model(small_model: DualEncoder) -> DualEncoder:
     return small_model
-
-
-def theirs(model: DualEncoder, pixels: Tensor, ids: Tensor) -> list[Tensor]:
-    """The embeddings by transformers' own forward."""
-    normalised = (pixels.float() / 255 - model.mean) / model.std
-    images = model.backbone.get_image_features(normalised).pooler_output
-    texts = model.backbone.get_text_features(ids).pooler_output
-    return [F.normalize(x, dim=-1) for x in (images, texts)]
 
 
 def assert_theirs(model: DualEncoder, pixels: Tensor, ids: Tensor) -> None:

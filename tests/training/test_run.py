@@ -20,46 +20,22 @@ import yaml
 from command_line import ENVIRONMENT, ROOT, Run, remarks
 from PIL import Image
 from safetensors.torch import load_file
+from trajectory import STEPS, changed
 
 from clipkit.cli import main
-
-STEPS = 9
 
 
 def write_config(folder: Path, **changes: Any) -> Path:
     """A run of nine steps of a very small model on 221 emoji; a few seconds on a CPU."""
-    data = ROOT / "data" / "emoji"
-    tree: dict[str, Any] = {
+    own = {
         "output": str(folder / "run"),
-        "data": {
-            "train": str(data / "validation-*.tar"),
-            "evaluate": {"held-out": str(data / "held-out-*.tar")},
-            "workers": 0,
-        },
-        "preprocess": {"image_size": 32, "context_length": 16, "vocab_size": 600},
-        "model": {
-            "embed_dim": 32,
-            "vision": {"width": 64, "layers": 2, "patch_size": 8, "dropout": 0.1},
-            "text": {"width": 64, "layers": 1, "dropout": 0.1},
-        },
-        "optim": {"lr": 1e-3, "warmup_steps": 2},
-        "train": {
-            "batch_size": 48,
-            "steps": STEPS,
-            "precision": "fp32",
-            "save_every": 3,
-            "log_every": 1,
-        },
+        "seed": 0,
+        "data.evaluate": {"held-out": str(ROOT / "data" / "emoji" / "held-out-*.tar")},
+        "model.text.layers": 1,
     }
-    for key, value in changes.items():
-        *parents, last = key.split("__")
-        node = tree
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(yaml.safe_dump(changed(own, changes)))
     return path
 
 
